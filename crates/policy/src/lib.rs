@@ -1,0 +1,11 @@
+//! The policy engine, pure: files in, verdicts and map entries out. No I/O, no clock, no async.
+//!
+//! `evaluate` is the truth: a slow, obvious reading of the rules. `compile` is the fast form the
+//! kernel looks up. Tests hold the two equal on random input.
+
+#![forbid(unsafe_code)]
+
+pub mod compile;
+pub mod evaluate;
+pub mod model;
+pub mod netpol;
