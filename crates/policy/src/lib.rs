@@ -5,7 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+mod document;
+mod set;
+mod syntax;
+mod yaml;
+
 pub mod compile;
 pub mod evaluate;
+pub mod export;
 pub mod model;
 pub mod netpol;
+pub mod parse;
+pub mod resolve;

@@ -28,6 +28,27 @@ pub struct NetworkPolicy {
     pub spec: NetworkPolicySpec,
 }
 
+impl NetworkPolicy {
+    /// A policy of the given namespace and name.
+    #[must_use]
+    pub fn new(
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+        spec: NetworkPolicySpec,
+    ) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            metadata: Metadata {
+                name: name.into(),
+                namespace: Some(namespace.into()),
+                ..Metadata::default()
+            },
+            spec,
+        }
+    }
+}
+
 /// The part of ObjectMeta that matters here; server-filled fields are accepted and kept out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
