@@ -117,7 +117,7 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// A compiler and a linker that can build the object.
 struct Toolchain {
-    cargo: Command,
+    compiler: Compiler,
     linker: PathBuf,
     description: String,
 }
@@ -130,7 +130,7 @@ impl Toolchain {
         let compiler = Compiler::find()?;
         Ok(Self {
             description: format!("{compiler}, {linker_version}"),
-            cargo: compiler.cargo(),
+            compiler,
             linker,
         })
     }
@@ -138,19 +138,14 @@ impl Toolchain {
     /// Runs cargo and returns the object's bytes.
     fn compile(&self, root: &Path) -> Result<Vec<u8>> {
         let target_dir = root.join("target/bpf-build");
-        let mut cargo = Command::new(self.cargo.get_program());
-        cargo.args(self.cargo.get_args()).current_dir(root);
-        for name in NOT_INHERITED {
-            cargo.env_remove(name);
-        }
-        for (name, value) in self.cargo.get_envs() {
-            if let Some(value) = value {
-                cargo.env(name, value);
-            }
-        }
+        let mut cargo = self.compiler.cargo();
         cargo
+            .current_dir(root)
             .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker)
-            .env("CARGO_ENCODED_RUSTFLAGS", encoded_rustflags(root))
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                encoded_rustflags(root, self.compiler.sysroot()),
+            )
             .args(["--package", "dataplane-ebpf", "--profile", BPF_PROFILE])
             .args(["--target", BPF_TARGET])
             .arg("--target-dir")
@@ -173,7 +168,7 @@ impl Toolchain {
 
 /// The flags in cargo's encoded form, which allows spaces in paths. Paths of this machine are
 /// remapped: BTF line information would carry them into the release binary.
-fn encoded_rustflags(root: &Path) -> OsString {
+fn encoded_rustflags(root: &Path, sysroot: Option<&Path>) -> OsString {
     let mut flags: Vec<OsString> = BPF_RUSTFLAGS.iter().map(OsString::from).collect();
     let mut remap = |from: &Path, to: &str| {
         let mut flag = OsString::from("--remap-path-prefix=");
@@ -186,11 +181,14 @@ fn encoded_rustflags(root: &Path) -> OsString {
     if let Some(home) = cargo_home() {
         remap(&home, "cargo");
     }
+    if let Some(sysroot) = sysroot {
+        remap(sysroot, "rust");
+    }
     flags.join(OsStr::new("\x1f"))
 }
 
-/// The object must be an ELF file for BPF with BTF; the kernel refuses ring buffers and map
-/// definitions without it.
+/// The object must be an ELF file for BPF with BTF, from which the verifier's log takes its source
+/// lines.
 fn check_object(bytes: &[u8]) -> Result<()> {
     const EM_BPF: [u8; 2] = 247_u16.to_le_bytes();
     if !bytes.starts_with(b"\x7fELF") || bytes.get(18..20) != Some(&EM_BPF) {
@@ -208,14 +206,20 @@ enum Compiler {
     /// `core` is prebuilt. `RUSTC_BOOTSTRAP` opens the unstable features that aya-ebpf needs.
     Prebuilt { rustc: PathBuf, version: String },
     /// `core` is built from `rust-src`.
-    Nightly { toolchain: String, version: String },
+    Nightly {
+        toolchain: String,
+        version: String,
+        sysroot: PathBuf,
+    },
 }
 
 impl std::fmt::Display for Compiler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Prebuilt { rustc, version } => write!(f, "{version} at {}", rustc.display()),
-            Self::Nightly { toolchain, version } => write!(f, "{version} of rustup {toolchain}"),
+            Self::Nightly {
+                toolchain, version, ..
+            } => write!(f, "{version} of rustup {toolchain}"),
         }
     }
 }
@@ -256,7 +260,7 @@ impl Compiler {
     fn cargo(&self) -> Command {
         match self {
             Self::Prebuilt { rustc, .. } => {
-                let mut cargo = Command::new(sibling_cargo(rustc));
+                let mut cargo = clean(Command::new(sibling_cargo(rustc)));
                 cargo
                     .arg("build")
                     .env("RUSTC", rustc)
@@ -264,10 +268,18 @@ impl Compiler {
                 cargo
             }
             Self::Nightly { toolchain, .. } => {
-                let mut cargo = Command::new("rustup");
+                let mut cargo = clean(Command::new("rustup"));
                 cargo.args(["run", toolchain, "cargo", "build", "-Z", "build-std=core"]);
                 cargo
             }
+        }
+    }
+
+    /// Where `core` is compiled from, if it is.
+    fn sysroot(&self) -> Option<&Path> {
+        match self {
+            Self::Prebuilt { .. } => None,
+            Self::Nightly { sysroot, .. } => Some(sysroot),
         }
     }
 }
@@ -322,16 +334,14 @@ fn nightly(toolchain: &str) -> Result<Compiler> {
     };
     let version = rustc(&["--version"])?;
     check_version(&version)?;
-    let sysroot = rustc(&["--print", "sysroot"])?;
-    if !Path::new(&sysroot)
-        .join("lib/rustlib/src/rust/library/core")
-        .exists()
-    {
+    let sysroot = PathBuf::from(rustc(&["--print", "sysroot"])?);
+    if !sysroot.join("lib/rustlib/src/rust/library/core").exists() {
         bail!("{version} lacks the rust-src component");
     }
     Ok(Compiler::Nightly {
         toolchain: toolchain.to_owned(),
         version,
+        sysroot,
     })
 }
 
