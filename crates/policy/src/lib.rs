@@ -12,6 +12,7 @@ mod yaml;
 
 pub mod compile;
 pub mod evaluate;
+pub mod explain;
 pub mod export;
 pub mod model;
 pub mod netpol;

@@ -120,7 +120,9 @@ pub struct ResolvedPolicy {
     pub reference: RuleRef,
     /// Its namespace, the only one it selects in.
     pub namespace: String,
-    /// Workloads of the namespace it selects.
+    /// `podSelector` as written; empty when it was left out.
+    pub pod_selector: LabelSelector,
+    /// Workloads of the namespace it selects: the meaning of `pod_selector`.
     pub selector: Selector,
     /// What it says about traffic towards them; `None` when it does not isolate that direction.
     pub ingress: Option<Vec<ResolvedRule>>,
@@ -135,6 +137,7 @@ impl ResolvedPolicy {
         let spec = &document.policy().spec;
         let types = effective_policy_types(spec);
         let namespace = &document.name().namespace;
+        let pod_selector = spec.pod_selector.clone().unwrap_or_default();
         let ingress = types.contains(&PolicyType::Ingress).then(|| {
             let rules = spec.ingress.iter().flatten().enumerate();
             rules
@@ -158,11 +161,8 @@ impl ResolvedPolicy {
         Self {
             reference: document.reference(),
             namespace: namespace.clone(),
-            selector: spec
-                .pod_selector
-                .as_ref()
-                .map(Selector::new)
-                .unwrap_or_default(),
+            selector: Selector::new(&pod_selector),
+            pod_selector,
             ingress,
             egress,
         }
