@@ -169,11 +169,16 @@ impl<'a> Reader<'a> {
                 self.error(node.at, fault);
                 None
             }
-            Value::Bool(_) | Value::Number => {
-                let found = node.value.kind();
-                let fault = Fault::new(format!("expected a string, found {found}"))
-                    .hint("write it in quotes");
+            Value::Bool(_) => {
+                let fault = Fault::new("expected a string, found a boolean").hint(
+                    "write it in quotes: YAML reads true, yes, y, on and their opposites as booleans",
+                );
                 self.error(node.at, fault);
+                None
+            }
+            Value::Number => {
+                let fault = Fault::new("expected a string, found a number");
+                self.error(node.at, fault.hint("write it in quotes"));
                 None
             }
             Value::Null | Value::Seq(_) | Value::Map(_) => {
