@@ -154,7 +154,7 @@ pub fn compile(
     let policies = resolve(policies);
     let space = address::AddressSpace::new(estate, &policies, interner)?;
     let peers = peer::PeerIndex::new(estate, &space);
-    let compiler = program::Compiler::new(&policies, &space, peers, unselected, interner)?;
+    let mut compiler = program::Compiler::new(&policies, &space, peers, unselected, interner)?;
 
     let mut programs = Vec::new();
     let mut known: HashMap<Program, usize> = HashMap::new();

@@ -112,11 +112,14 @@ fn document(out: &mut String, annotated: &AnnotatedPolicy) {
     }
 }
 
+/// The two lists of a rule.
+type PeersAndPorts<'a> = (Option<&'a [Peer]>, Option<&'a [Port]>);
+
 fn direction(
     out: &mut String,
     name: &str,
     peers_name: &str,
-    rules: &[(Option<&[Peer]>, Option<&[Port]>)],
+    rules: &[PeersAndPorts<'_>],
     evidence: &[Vec<String>],
 ) {
     if rules.is_empty() {

@@ -227,12 +227,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
                 Value::Int(number) => number.to_string(),
                 Value::Bool(value) => value.to_string(),
                 Value::Null => "null".to_owned(),
-                Value::Number | Value::Seq(_) | Value::Map(_) => {
-                    return Err(de::Error::custom(format!(
-                        "line {}: a field name must be a string",
-                        at.line
-                    )));
-                }
+                // No field has this name, so the reader refuses it with its place.
+                Value::Number | Value::Seq(_) | Value::Map(_) => "(no string)".to_owned(),
             };
             let value = map.next_value::<Spanned<Value>>()?;
             entries.push((Key { at, name }, Node::from(value)));

@@ -1,6 +1,5 @@
 //! Which profiles a selector selects, found through an index over labels.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -8,13 +7,15 @@ use super::address::AddressSpace;
 use crate::model::{Estate, Labels};
 use crate::resolve::{NamespaceMatch, ResolvedPolicy, Selector};
 
+type PeerKey = (NamespaceMatch, Selector);
+
 /// Profiles by namespace and by label, and what selectors already resolved to.
 pub(super) struct PeerIndex<'a> {
     space: &'a AddressSpace,
     by_namespace: HashMap<&'a str, Vec<usize>>,
     by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
     namespace_labels: HashMap<&'a str, Labels>,
-    resolved: RefCell<HashMap<(NamespaceMatch, Selector), Rc<[usize]>>>,
+    resolved: HashMap<PeerKey, Rc<[usize]>>,
 }
 
 impl<'a> PeerIndex<'a> {
@@ -40,23 +41,27 @@ impl<'a> PeerIndex<'a> {
             by_namespace,
             by_label,
             namespace_labels,
-            resolved: RefCell::default(),
+            resolved: HashMap::new(),
         }
     }
 
     /// Profiles in matching namespaces with matching labels, ascending.
-    pub(super) fn matching(&self, namespaces: &NamespaceMatch, labels: &Selector) -> Rc<[usize]> {
+    pub(super) fn matching(
+        &mut self,
+        namespaces: &NamespaceMatch,
+        labels: &Selector,
+    ) -> Rc<[usize]> {
         let key = (namespaces.clone(), labels.clone());
-        if let Some(profiles) = self.resolved.borrow().get(&key) {
+        if let Some(profiles) = self.resolved.get(&key) {
             return Rc::clone(profiles);
         }
         let profiles: Rc<[usize]> = self.search(namespaces, labels).into();
-        self.resolved.borrow_mut().insert(key, Rc::clone(&profiles));
+        self.resolved.insert(key, Rc::clone(&profiles));
         profiles
     }
 
     /// Profiles a policy selects, ascending.
-    pub(super) fn selected(&self, policy: &ResolvedPolicy) -> Rc<[usize]> {
+    pub(super) fn selected(&mut self, policy: &ResolvedPolicy) -> Rc<[usize]> {
         let namespace = NamespaceMatch::Named(policy.namespace.clone());
         self.matching(&namespace, &policy.selector)
     }

@@ -1,6 +1,5 @@
 //! Rules to entries.
 
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -44,7 +43,7 @@ pub(super) struct Compiler<'a> {
     rules: Vec<PolicyRules<'a>>,
     /// Policies that select each profile, ascending.
     selecting: Vec<Vec<usize>>,
-    bodies: RefCell<HashMap<BodyKey, Rc<Body>>>,
+    bodies: HashMap<BodyKey, Rc<Body>>,
 }
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -53,7 +52,7 @@ impl<'a> Compiler<'a> {
     pub(super) fn new(
         policies: &'a [ResolvedPolicy],
         space: &'a AddressSpace,
-        index: PeerIndex<'a>,
+        mut index: PeerIndex<'a>,
         unselected: Unselected,
         interner: &mut Interner,
     ) -> Result<Self, CompileError> {
@@ -73,7 +72,7 @@ impl<'a> Compiler<'a> {
                     compiled.push(CompiledRule {
                         id: interner.intern_rule(&rule.reference)?,
                         rule,
-                        peers: pieces(&rule.peers, space, &index),
+                        peers: pieces(&rule.peers, space, &mut index),
                     });
                 }
                 by_direction[direction as usize] = Some(compiled);
@@ -85,12 +84,12 @@ impl<'a> Compiler<'a> {
             unselected,
             rules,
             selecting,
-            bodies: RefCell::default(),
+            bodies: HashMap::new(),
         })
     }
 
     /// The program of a profile in a mode.
-    pub(super) fn program(&self, profile: usize, mode: Mode) -> Program {
+    pub(super) fn program(&mut self, profile: usize, mode: Mode) -> Program {
         let body = self.body(profile);
         Program {
             mode,
@@ -100,7 +99,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn body(&self, profile: usize) -> Rc<Body> {
+    fn body(&mut self, profile: usize) -> Rc<Body> {
         let selecting = &self.selecting[profile];
         let own_ports = &self.space.profiles[profile].ports;
         let asks_for_names = selecting
@@ -114,11 +113,11 @@ impl<'a> Compiler<'a> {
             Vec::new()
         };
         let key = (selecting.clone(), ports);
-        if let Some(body) = self.bodies.borrow().get(&key) {
+        if let Some(body) = self.bodies.get(&key) {
             return Rc::clone(body);
         }
         let body = Rc::new(self.build(selecting, own_ports));
-        self.bodies.borrow_mut().insert(key, Rc::clone(&body));
+        self.bodies.insert(key, Rc::clone(&body));
         body
     }
 
@@ -240,7 +239,7 @@ fn profile_pieces(
 }
 
 /// The identities a rule's peers stand for; `None` for any peer.
-fn pieces(peers: &Peers, space: &AddressSpace, index: &PeerIndex<'_>) -> Option<Vec<Piece>> {
+fn pieces(peers: &Peers, space: &AddressSpace, index: &mut PeerIndex<'_>) -> Option<Vec<Piece>> {
     let Peers::Of(peers) = peers else {
         return None;
     };

@@ -7,13 +7,16 @@ use crate::netpol::{IntOrString, IpBlock, LabelSelector, Operator, Peer, Port, R
 use crate::syntax::{self, Fault};
 use crate::yaml::{Node, Value};
 
+/// The two lists of a rule; absent and empty differ in what is written again, not in meaning.
+type PeersAndPorts = (Option<Vec<Peer>>, Option<Vec<Port>>);
+
 impl Reader<'_> {
     pub(super) fn rule(
         &mut self,
         node: &Node,
         known: &'static [&'static str],
         peers_name: &'static str,
-    ) -> Option<(Option<Vec<Peer>>, Option<Vec<Port>>)> {
+    ) -> Option<PeersAndPorts> {
         if matches!(node.value, Value::Null) {
             self.error(
                 node.at,

@@ -1,6 +1,7 @@
 //! A small estate to judge flows in. Every judgement is made twice, by the evaluator and by
 //! compiled maps, and must be the same.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
