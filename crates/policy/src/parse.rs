@@ -267,12 +267,12 @@ pub fn parse_files<'a>(
             Ok(documents) => documents.iter().for_each(|node| file.document(node)),
             Err(error) => file.reader.error(error.at, Fault::new(error.message)),
         }
-        errors.append(&mut file.reader.errors);
+        let mut file_errors = std::mem::take(&mut file.reader.errors);
         parsed.warnings.append(&mut file.reader.warnings);
         for (document, at) in file.policies {
             let place = (source.to_owned(), document.line);
             if let Some((other, line)) = first_places.get(&document.name) {
-                errors.push(Problem {
+                file_errors.push(Problem {
                     source: source.to_owned(),
                     line: at.line,
                     column: at.column,
@@ -285,6 +285,8 @@ pub fn parse_files<'a>(
             first_places.insert(document.name.clone(), place);
             parsed.policies.push(document);
         }
+        file_errors.sort_by_key(|problem| (problem.line, problem.column));
+        errors.append(&mut file_errors);
     }
     if errors.is_empty() {
         Ok(parsed)

@@ -291,7 +291,7 @@ mod tests {
         let fields = ["podSelector", "policyTypes", "ingress", "egress"];
         assert_eq!(nearest("podselector", fields), Some("podSelector"));
         assert_eq!(nearest("ingres", fields), Some("ingress"));
-        assert_eq!(nearest("igness", fields), Some("ingress"));
+        assert_eq!(nearest("ingerss", fields), Some("ingress"));
         assert_eq!(nearest("colour", fields), None);
     }
 }
