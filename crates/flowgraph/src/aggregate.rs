@@ -213,8 +213,13 @@ impl EdgeStore {
             self.evict_flows();
         }
         let flows = self.flows.entry(tuple.clone()).or_default();
-        let index = match flows.iter().position(|flow| flow.is_meant_by(&statement)) {
-            Some(index) => index,
+        let best = flows
+            .iter()
+            .enumerate()
+            .filter_map(|(index, flow)| Some((flow.fits(&statement)?, index)))
+            .max();
+        let index = match best {
+            Some((_, index)) => index,
             None => {
                 flows.push(Flow::new(&statement));
                 self.flow_count += 1;

@@ -12,6 +12,7 @@ use policy::netpol::{
 use crate::edge::PeerKey;
 use crate::selector::Choice;
 use crate::suggest::{PortEvidence, RuleEvidence, SuggestedPolicy};
+use crate::text::visible;
 
 /// A port of a protocol NetworkPolicy knows.
 pub(crate) type L4Port = (Protocol, u16);
@@ -135,41 +136,22 @@ fn annotations(
     evidence: &[RuleEvidence],
 ) -> BTreeMap<String, String> {
     let mut annotations = BTreeMap::from([
-        ("portcullis/group".to_owned(), group.to_string()),
-        ("portcullis/selector".to_owned(), choice.reason.clone()),
+        ("portcullis/group".to_owned(), visible(&group.to_string())),
+        ("portcullis/selector".to_owned(), visible(&choice.reason)),
     ]);
-    for rule in evidence {
-        let direction = match rule.direction {
-            PolicyType::Ingress => "ingress",
-            PolicyType::Egress => "egress",
-        };
-        let connections: u64 = rule.ports.iter().map(|port| port.connections).sum();
-        let first = rule.ports.iter().map(|port| port.first_seen).min();
-        let last = rule.ports.iter().map(|port| port.last_seen).max();
-        let lost = rule.ports.iter().map(|port| port.lost_events).max();
-        let peers: BTreeSet<_> = rule.ports.iter().map(|port| &port.peer).collect();
-        let peer = match peers.first() {
-            Some(peer) if peers.len() == 1 => peer.to_string(),
-            _ => format!("{} addresses", peers.len()),
-        };
-        let mut text = format!("{peer}: {connections} connections");
-        if let (Some(first), Some(last)) = (first, last) {
-            text += &format!(", first seen {first}, last seen {last}");
-        }
-        text += &format!(", {} events lost meanwhile", lost.unwrap_or(0));
-        let notes: BTreeSet<_> = rule
-            .ports
-            .iter()
-            .filter_map(|p| p.note.as_deref())
-            .collect();
-        for note in notes {
-            text += "; ";
-            text += note;
-        }
-        annotations.insert(
-            format!("portcullis/evidence.{direction}.{}", rule.index),
-            text,
+    let ports = || evidence.iter().flat_map(|rule| &rule.ports);
+    if let (Some(first), Some(last)) = (
+        ports().map(|port| port.first_seen).min(),
+        ports().map(|port| port.last_seen).max(),
+    ) {
+        let connections: u64 = ports().map(|port| port.connections).sum();
+        let lost = ports().map(|port| port.lost_events).max().unwrap_or(0);
+        let text = format!(
+            "{} rules from {connections} connections, first {first:.0}, last {last:.0}, {lost} events \
+             lost meanwhile",
+            evidence.len(),
         );
+        annotations.insert("portcullis/evidence".to_owned(), text);
     }
     annotations
 }

@@ -118,6 +118,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    fn starts_before_end_of(&self, other: &Self) -> bool {
+        !other.closed || self.first_seen.duration_since(other.last_seen) <= SAME_START
+    }
+
     fn merge(&mut self, other: Self) {
         self.first_seen = self.first_seen.min(other.first_seen);
         self.last_seen = self.last_seen.max(other.last_seen);
@@ -141,6 +145,8 @@ pub(crate) struct Statement {
     report: Report,
     opener: Opener,
     icmp_type: Option<u8>,
+    /// The record of a flow's first packet.
+    is_first: bool,
 }
 
 impl Statement {
@@ -196,6 +202,7 @@ impl Statement {
             },
             opener: record.opener,
             icmp_type: l4.icmp_type,
+            is_first: record.event == Event::New,
             tuple,
         })
     }
@@ -245,20 +252,38 @@ impl Flow {
         }
     }
 
-    /// Whether a statement about the same tuple is about this flow, and not about an earlier or
-    /// later one. A reporter's own start decides; the other reporter's interval must overlap.
-    pub(crate) fn is_meant_by(&self, statement: &Statement) -> bool {
+    /// How well a statement about the same tuple fits this flow, and not an earlier or later one;
+    /// `None` when it cannot be about it. Better fits are greater.
+    ///
+    /// A reporter's own start decides. Totals may come with a later start, when the reader did not
+    /// see the flow begin; they then belong to the latest flow that has not ended. Of the other
+    /// reporter the interval must overlap.
+    pub(crate) fn fits(&self, statement: &Statement) -> Option<(u8, Timestamp)> {
         let report = &statement.report;
-        if let Some(own) = &self.reports[statement.reporter_end] {
-            return (own.first_seen.duration_since(report.first_seen)).abs() <= SAME_START;
-        }
-        let Some(other) = &self.reports[1 - statement.reporter_end] else {
-            return true;
+        let fit = match (
+            &self.reports[statement.reporter_end],
+            &self.reports[1 - statement.reporter_end],
+        ) {
+            (Some(own), _) => {
+                let apart = report.first_seen.duration_since(own.first_seen);
+                let grows = (0..2).all(|end| report.packets[end] >= own.packets[end]);
+                if apart.abs() <= SAME_START {
+                    2
+                } else if !statement.is_first && !own.closed && apart.is_positive() && grows {
+                    0
+                } else {
+                    return None;
+                }
+            }
+            (None, Some(other))
+                if report.starts_before_end_of(other) && other.starts_before_end_of(report) =>
+            {
+                1
+            }
+            (None, Some(_)) => return None,
+            (None, None) => 1,
         };
-        let begins_before_end_of = |a: &Report, b: &Report| {
-            !b.closed || a.first_seen.duration_since(b.last_seen) <= SAME_START
-        };
-        begins_before_end_of(report, other) && begins_before_end_of(other, report)
+        Some((fit, self.first_seen()))
     }
 
     pub(crate) fn hear(&mut self, statement: Statement) {

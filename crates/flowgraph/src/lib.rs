@@ -40,6 +40,7 @@ pub mod record;
 pub mod render;
 pub mod selector;
 pub mod suggest;
+mod text;
 
 pub use policy::evaluate::RuleRef;
 pub use policy::model::Protocol;

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use crate::edge::{Edge, Passage, PeerKey, Service};
 use crate::graph::ServiceGraph;
+use crate::text::shorten;
 
 /// Single addresses up to which pictures draw each.
 pub const WORLD_LIMIT: usize = 16;
@@ -366,27 +367,6 @@ fn services_text(services: &[String]) -> String {
         write!(text, " and {} more", services.len() - shown).expect("writes to memory");
     }
     text
-}
-
-/// Cuts long text and replaces what cannot be seen: control characters, and the format characters
-/// that reorder or hide text.
-fn shorten(text: &str, longest: usize) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-                | '\u{fffe}' | '\u{ffff}' | '\u{e0000}'..='\u{e0fff}')
-    };
-    let mut short: String = text
-        .chars()
-        .take(longest)
-        .map(|c| if hidden(c) { '\u{fffd}' } else { c })
-        .collect();
-    if text.chars().nth(longest).is_some() {
-        short.pop();
-        short.push('…');
-    }
-    short
 }
 
 /// For a double-quoted DOT string.

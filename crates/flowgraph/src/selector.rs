@@ -70,15 +70,17 @@ const VOLATILE_KEYS: [&str; 6] = [
     "batch.kubernetes.io/job-completion-index",
 ];
 
-/// Labels that docker compose changes with every build or writes per container.
+/// Also labels that docker compose and image builds change with every build or write per container.
 fn is_volatile(key: &str) -> bool {
     VOLATILE_KEYS.contains(&key)
         || key
             .strip_prefix("com.docker.compose.")
             .is_some_and(|rest| rest != "service" && rest != "project")
         || key.starts_with("org.opencontainers.image.")
-        || key == "app.kubernetes.io/version"
         || key == "helm.sh/chart"
+        || ["version", "revision", "hash", "checksum"]
+            .iter()
+            .any(|end| key.ends_with(end))
 }
 
 /// Chooses the labels of a peer made of workloads.
@@ -91,7 +93,7 @@ pub fn choose(estate: &Estate, peer: &PeerKey) -> Result<Choice, NoSelector> {
     let Some((first, rest)) = members.split_first() else {
         return Err(NoSelector::NoMembers);
     };
-    let mut common: Vec<(&str, &str)> = first
+    let mut common: Vec<Label<'_>> = first
         .labels
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
@@ -102,7 +104,7 @@ pub fn choose(estate: &Estate, peer: &PeerKey) -> Result<Choice, NoSelector> {
     if common.is_empty() {
         return Err(NoSelector::NoCommonLabel);
     }
-    let caught = |labels: &[(&str, &str)]| {
+    let caught = |labels: &[Label<'_>]| {
         others
             .iter()
             .filter(|other| labels.iter().all(|(key, value)| has(other, key, value)))
@@ -141,36 +143,22 @@ fn workloads(count: usize) -> String {
     }
 }
 
-/// The smallest exact subset; among equally small ones the one whose keys stand first. All pairs and
-/// triples are tried, beyond that labels are taken away from the end while the rest stays exact.
+/// A label key and value.
+type Label<'a> = (&'a str, &'a str);
+
+/// The smallest exact subset; among equally small ones the one whose keys stand first. Up to three
+/// labels every subset is tried, beyond that labels are taken away from the end while the rest stays
+/// exact.
 fn smallest_exact<'a>(
-    labels: &[(&'a str, &'a str)],
-    is_exact: impl Fn(&[(&'a str, &'a str)]) -> bool,
-) -> Vec<(&'a str, &'a str)> {
-    let n = labels.len();
-    for a in 0..n {
-        if is_exact(&[labels[a]]) {
-            return vec![labels[a]];
-        }
-    }
-    for a in 0..n {
-        for b in a + 1..n {
-            if is_exact(&[labels[a], labels[b]]) {
-                return vec![labels[a], labels[b]];
-            }
-        }
-    }
-    for a in 0..n {
-        for b in a + 1..n {
-            for c in b + 1..n {
-                if is_exact(&[labels[a], labels[b], labels[c]]) {
-                    return vec![labels[a], labels[b], labels[c]];
-                }
-            }
-        }
+    labels: &[Label<'a>],
+    is_exact: impl Fn(&[Label<'a>]) -> bool,
+) -> Vec<Label<'a>> {
+    let mut chosen = Vec::new();
+    if (1..=3).any(|size| first_exact(labels, size, &mut chosen, &is_exact)) {
+        return chosen;
     }
     let mut chosen = labels.to_vec();
-    for index in (0..n).rev() {
+    for index in (0..labels.len()).rev() {
         let left = chosen.remove(index);
         if !is_exact(&chosen) {
             chosen.insert(index, left);
@@ -179,18 +167,45 @@ fn smallest_exact<'a>(
     chosen
 }
 
+/// Extends `chosen` by `size` of `labels` so that it is exact, or leaves it as it was.
+fn first_exact<'a>(
+    labels: &[Label<'a>],
+    size: usize,
+    chosen: &mut Vec<Label<'a>>,
+    is_exact: &impl Fn(&[Label<'a>]) -> bool,
+) -> bool {
+    if size == 0 {
+        return is_exact(chosen);
+    }
+    labels.iter().enumerate().any(|(at, label)| {
+        chosen.push(*label);
+        let found = first_exact(&labels[at + 1..], size - 1, chosen, is_exact);
+        if !found {
+            chosen.pop();
+        }
+        found
+    })
+}
+
 /// The workloads of a peer, and the others of the namespace.
 fn members<'a>(estate: &'a Estate, peer: &PeerKey) -> (Vec<&'a Workload>, Vec<&'a Workload>) {
-    let (namespace, is_member): (&str, Box<dyn Fn(&Workload) -> bool + '_>) = match peer {
-        PeerKey::Group { namespace, name } => (namespace, Box::new(|w| w.group == *name)),
-        PeerKey::Workload { namespace, name } => (namespace, Box::new(|w| w.name == *name)),
+    let (namespace, name, by_group) = match peer {
+        PeerKey::Group { namespace, name } => (namespace, name, true),
+        PeerKey::Workload { namespace, name } => (namespace, name, false),
         PeerKey::Host | PeerKey::World { .. } => return (Vec::new(), Vec::new()),
     };
     estate
         .workloads
         .iter()
-        .filter(|workload| workload.namespace == namespace)
-        .partition(|workload| is_member(workload))
+        .filter(|workload| workload.namespace == *namespace)
+        .partition(|workload| {
+            *name
+                == if by_group {
+                    &workload.group
+                } else {
+                    &workload.name
+                }[..]
+        })
 }
 
 fn has(workload: &Workload, key: &str, value: &str) -> bool {

@@ -7,9 +7,11 @@
 //! `undecided` and `skipped` edges accounts for every edge it was given.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use policy::export::AnnotatedPolicy;
 use policy::model::{Estate, Protocol};
 use policy::netpol::{NetworkPolicy, Peer, PolicyType};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::draft::{Draft, L4Port, block, namespace, unique_name, within};
 use crate::edge::{Edge, OpenerCounts, Passage, PeerKey, Service, Suspicion};
 use crate::selector::{Choice, choose};
+use crate::text::visible;
 
 /// What to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +81,72 @@ pub struct SuggestedPolicy {
     pub evidence: Vec<RuleEvidence>,
 }
 
+impl SuggestedPolicy {
+    /// The policy with its evidence as comments, for [`policy::export::to_yaml`].
+    #[must_use]
+    pub fn annotated(&self) -> AnnotatedPolicy {
+        let comments_of = |direction| {
+            self.evidence
+                .iter()
+                .filter(|rule| rule.direction == direction)
+                .map(RuleEvidence::comments)
+                .collect()
+        };
+        AnnotatedPolicy {
+            policy: self.policy.clone(),
+            comments: vec![
+                visible(&format!("Learned rules of {}.", self.group)),
+                visible(&format!("Selector: {}.", self.selector_reason)),
+            ],
+            ingress_comments: comments_of(PolicyType::Ingress),
+            egress_comments: comments_of(PolicyType::Egress),
+        }
+    }
+}
+
+impl RuleEvidence {
+    /// A line for each port.
+    #[must_use]
+    pub fn comments(&self) -> Vec<String> {
+        self.ports
+            .iter()
+            .map(|port| visible(&port.to_string()))
+            .collect()
+    }
+}
+
+impl fmt::Display for PortEvidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let arrow = match self.direction {
+            PolicyType::Ingress => "from",
+            PolicyType::Egress => "to",
+        };
+        write!(f, "{arrow} {} {}/{}: ", self.peer, self.port, self.protocol)?;
+        if self.connections > 0 {
+            write!(
+                f,
+                "{} connections on {} days, first {:.0}, last {:.0}, {} sources",
+                self.connections, self.days, self.first_seen, self.last_seen, self.sources
+            )?;
+            if self.openers.inferred > 0 {
+                write!(
+                    f,
+                    ", {} opened before the watch began",
+                    self.openers.inferred
+                )?;
+            }
+            if self.lost_events > 0 {
+                write!(f, ", {} events lost meanwhile", self.lost_events)?;
+            }
+        }
+        match &self.note {
+            Some(note) if self.connections > 0 => write!(f, "; {note}"),
+            Some(note) => f.write_str(note),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why a rule exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleEvidence {
@@ -92,6 +161,8 @@ pub struct RuleEvidence {
 /// Why a port of a rule exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PortEvidence {
+    /// Direction of the rule.
+    pub direction: PolicyType,
     /// The other end.
     pub peer: PeerKey,
     /// Protocol.
@@ -229,7 +300,8 @@ impl Work<'_> {
         let source_peers = self.peers(edge, &edge.key.source, &edge.source_ips.members)?;
         let destination_peers =
             self.peers(edge, &edge.key.destination, &edge.destination_ips.members)?;
-        let evidence = |peer: &PeerKey| PortEvidence {
+        let evidence = |direction: PolicyType, peer: &PeerKey| PortEvidence {
+            direction,
             peer: peer.clone(),
             protocol: port.0,
             port: port.1,
@@ -270,7 +342,7 @@ impl Work<'_> {
                     rule.peers.push(peer);
                 }
             }
-            rule.ports.insert(port, evidence(other));
+            rule.ports.insert(port, evidence(direction, other));
         }
         Ok(())
     }
