@@ -1,2 +1,7 @@
-//! portcullis
-fn main() {}
+//! The `portcullis` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    daemon::cli::main()
+}

@@ -60,7 +60,9 @@ pub(super) async fn flows(
 ) -> Result<Response, ApiError> {
     let query = parse(pairs)?;
     if !query.follow {
-        return Ok(Json(select(api.hub.recent(), &query)).into_response());
+        let records = select(api.hub.recent(), &query);
+        let records: Vec<&FlowRecord> = records.iter().map(|record| &**record).collect();
+        return Ok(Json(records).into_response());
     }
     // Followers see what is new, and what they asked to see of the past.
     let (recent, live) = api.hub.follow();

@@ -1,7 +1,6 @@
 //! The command line. Names and shapes are part of the public interface (docs of the commands are
 //! generated from here).
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -134,6 +133,15 @@ pub enum Command {
     Graph(GraphArgs),
     /// Packet and event counters of the dataplane.
     Counters(Output),
+    /// What was changed when and by whom, newest first.
+    History {
+        /// Number of lines.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// Output.
+        #[command(flatten)]
+        output: Output,
+    },
     /// Remove every program, link, map and pin from the kernel. Needs no daemon; nothing is
     /// enforced afterwards.
     Detach(DetachArgs),
@@ -155,14 +163,14 @@ pub struct RunArgs {
     /// is zero trust, `allow` the Kubernetes meaning [default: the stored one, else deny].
     #[arg(long, env = "PORTCULLIS_UNSELECTED", value_parser = parse_unselected, value_name = "allow|deny")]
     pub unselected: Option<Unselected>,
-    /// Docker (or podman) API socket.
+    /// Docker (or podman) API socket; it must answer [default: the usual places, if one is there].
     #[arg(
         long,
         env = "PORTCULLIS_DOCKER_SOCKET",
-        default_value = "/var/run/docker.sock",
-        value_name = "PATH"
+        value_name = "PATH",
+        conflicts_with = "no_docker"
     )]
-    pub docker_socket: PathBuf,
+    pub docker_socket: Option<PathBuf>,
     /// Do not look for containers through the Docker API.
     #[arg(long, env = "PORTCULLIS_NO_DOCKER")]
     pub no_docker: bool,
@@ -392,57 +400,107 @@ pub struct ExportArgs {
     pub learned: bool,
 }
 
-/// `flows`.
+/// `flows`. Several values of one filter are alternatives, several filters must all match.
 #[derive(Clone, Debug, Default, Args)]
 pub struct FlowsArgs {
     /// Go on printing flows as they happen.
     #[arg(long)]
     pub follow: bool,
-    /// The newest N records before following.
+    /// Only the newest N records; with --follow begin with them.
     #[arg(long, value_name = "N")]
     pub last: Option<usize>,
-    /// Not older than this: a duration (`5m`) or an RFC 3339 time.
+    /// Not older than this: an age such as 15m, 2h, 7d, or a time.
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Not newer than this.
+    /// Older than this: an age or a time.
     #[arg(long, value_name = "TIME")]
     pub until: Option<String>,
-    /// forwarded, dropped, audit or redirected; repeatable.
-    #[arg(long, value_name = "VERDICT")]
+    /// forwarded, redirected, audit or dropped.
+    #[arg(long)]
     pub verdict: Vec<String>,
-    /// Source: `namespace/name`, name, group or address; repeatable.
-    #[arg(long, value_name = "WHO")]
+    /// new, closed, denied or rejudged.
+    #[arg(long)]
+    pub event: Vec<String>,
+    /// Source: `namespace/name`, name, group, address, host or world.
+    #[arg(long, value_name = "PEER")]
     pub from: Vec<String>,
-    /// Destination; repeatable.
-    #[arg(long, value_name = "WHO")]
+    /// Destination.
+    #[arg(long, value_name = "PEER")]
     pub to: Vec<String>,
-    /// Either end; repeatable.
-    #[arg(long, value_name = "WHO")]
+    /// Either end.
+    #[arg(long, value_name = "PEER")]
     pub workload: Vec<String>,
-    /// Either end's group; repeatable.
+    /// Either end's group.
     #[arg(long)]
     pub group: Vec<String>,
-    /// Either end's namespace; repeatable.
+    /// Either end's namespace.
     #[arg(long)]
     pub namespace: Vec<String>,
-    /// Either end's address or block, e.g. `10.0.0.0/8`; repeatable.
+    /// Either end's address or block.
     #[arg(long, value_name = "IP|CIDR")]
     pub ip: Vec<String>,
-    /// Port of either end; repeatable.
+    /// Responder's port or range: 443, 8000-8080, 53/udp.
     #[arg(long)]
-    pub port: Vec<u16>,
-    /// TCP, UDP, ICMP, …; repeatable.
+    pub port: Vec<String>,
+    /// TCP, UDP, SCTP, ICMP, ICMPv6 or a number.
     #[arg(long)]
     pub protocol: Vec<String>,
-    /// ingress or egress.
+    /// ingress, egress or unknown: whose policy judged.
     #[arg(long)]
-    pub direction: Option<String>,
-    /// Drop reason, e.g. `policy_default_deny`; repeatable.
+    pub direction: Vec<String>,
+    /// certain, inferred or unknown: how well it is known who opened the flow.
+    #[arg(long)]
+    pub opener: Vec<String>,
+    /// Drop reason, e.g. `policy_default_deny`.
     #[arg(long, value_name = "REASON")]
     pub drop_reason: Vec<String>,
+    /// Name of the deciding policy.
+    #[arg(long)]
+    pub policy: Vec<String>,
+    /// Deciding rule: policy, policy:line or policy:ingress[0].
+    #[arg(long)]
+    pub rule: Vec<String>,
+    /// true or false: the packet went from the responder to the opener.
+    #[arg(long)]
+    pub reply: Vec<String>,
+    /// Leave out what matches, e.g. `--not port=53/udp`.
+    #[arg(long, value_name = "FILTER=VALUE")]
+    pub not: Vec<String>,
     /// Output format; `table` prints one line a flow.
     #[arg(short = 'o', long = "output", value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+impl FlowsArgs {
+    /// The filters as name and value.
+    #[must_use]
+    pub fn filters(&self) -> Vec<(&'static str, &str)> {
+        let lists: [(&'static str, &[String]); 17] = [
+            ("since", self.since.as_slice()),
+            ("until", self.until.as_slice()),
+            ("verdict", &self.verdict),
+            ("event", &self.event),
+            ("from", &self.from),
+            ("to", &self.to),
+            ("workload", &self.workload),
+            ("group", &self.group),
+            ("namespace", &self.namespace),
+            ("ip", &self.ip),
+            ("port", &self.port),
+            ("protocol", &self.protocol),
+            ("direction", &self.direction),
+            ("opener", &self.opener),
+            ("drop-reason", &self.drop_reason),
+            ("policy", &self.policy),
+            ("rule", &self.rule),
+        ];
+        let rest: [(&'static str, &[String]); 2] = [("reply", &self.reply), ("not", &self.not)];
+        lists
+            .into_iter()
+            .chain(rest)
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value.as_str())))
+            .collect()
+    }
 }
 
 /// `graph`.
@@ -517,10 +575,4 @@ pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
         return Err(format!("`{text}`: the duration must be greater than zero"));
     }
     Ok(span.unsigned_abs())
-}
-
-/// An address, or a workload's name.
-#[must_use]
-pub fn as_address(text: &str) -> Option<IpAddr> {
-    text.parse().ok()
 }

@@ -415,7 +415,9 @@ impl<E: Enforcement> Owner<E> {
             what: if first { "start" } else { "workloads" },
             detail,
         };
-        self.commit(next, cause, |_| {})?;
+        // What the daemon was started with may differ from what is stored.
+        let given = first.then(|| self.force.policies.clone());
+        self.commit(next, cause, |update| update.policies = given)?;
         Ok(self.answer(change))
     }
 
