@@ -20,6 +20,7 @@
 //! ```
 
 mod command;
+mod docker;
 mod error;
 mod lab;
 mod netns;
@@ -31,6 +32,7 @@ mod wait;
 mod workload;
 
 pub use command::ip_batch;
+pub use docker::Dockerd;
 pub use error::Error;
 pub use lab::{Bridge, Lab, LabKind};
 pub use netns::{Netns, Process};

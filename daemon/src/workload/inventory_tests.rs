@@ -1,3 +1,5 @@
+use policy::model::Protocol;
+
 use super::*;
 use crate::workload::netlink::{HostLink, NetnsView};
 
@@ -167,13 +169,22 @@ fn every_mistake_names_its_place_and_the_way_out() {
         ("kind: NetworkPolicy\n", "inv.yaml:1:7", "kind: Inventory"),
         ("workloads: []\n", "inv.yaml:", "kind"),
         ("kind: Inventory\nworkloads: [\n", "inv.yaml:", ""),
-        ("kind: Inventory\nkind: Inventory\n", "inv.yaml:2", "kind"),
+        (
+            "kind: Inventory\nkind: Inventory\n",
+            "inv.yaml:2",
+            "kind; keep one",
+        ),
         (
             "kind: Inventory\nnamespaces: [{name: a}, {name: a}]\n",
             "inv.yaml:2:32",
             "declared twice",
         ),
-        ("", "inv.yaml", ""),
+        ("", "inv.yaml", "begins with `kind: Inventory`"),
+        (
+            "kind: Inventory\nworkloads: [{name: a, interface: v, ports: [{name: x, port: y}]}]\n",
+            "inv.yaml:2:",
+            "expected a number",
+        ),
     ] {
         let error = error(text);
         assert!(

@@ -28,7 +28,7 @@ pub fn read(path: &Path) -> Result<Sockets, NetnsError> {
         path: path.to_owned(),
         source,
     };
-    let tables = Netns::open(path)?.run(|| -> Result<_, NetnsError> {
+    Netns::open(path)?.run(|| -> Result<_, NetnsError> {
         let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
             .map_err(|source| error("the ephemeral port range", source))?;
         let mut sockets = Sockets::new(parse_range(&range).unwrap_or(Sockets::DEFAULT_EPHEMERAL));
@@ -49,8 +49,7 @@ pub fn read(path: &Path) -> Result<Sockets, NetnsError> {
             }
         }
         Ok(sockets)
-    })?;
-    tables
+    })?
 }
 
 /// Local address of a line of `/proc/net/{tcp,udp}{,6}` in the given state, without a peer.

@@ -9,9 +9,12 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// A view with one namespace per row: inode, name under /run/netns, and (ifindex, host-side name,
-/// addresses) of its veths.
-fn view(rows: &[(u64, Option<&str>, &[(u32, &str, &[&str])])]) -> KernelView {
+/// Index, host-side name and addresses of a veth.
+type Veth<'a> = (u32, &'a str, &'a [&'a str]);
+/// Inode, name under /run/netns and veths of a namespace.
+type Row<'a> = (u64, Option<&'a str>, &'a [Veth<'a>]);
+
+fn view(rows: &[Row<'_>]) -> KernelView {
     let mut view = KernelView {
         own_inode: OWN,
         ..KernelView::default()

@@ -11,6 +11,7 @@
 
 pub mod docker;
 pub mod inventory;
+mod inventory_format;
 pub mod listeners;
 pub mod merge;
 pub mod model;

@@ -135,7 +135,7 @@ impl Netlink {
     /// default routes and namespace ids, here and in the namespaces our veths lead into.
     ///
     /// # Errors
-    /// No socket; root or CAP_NET_BROADCAST is missing.
+    /// No socket.
     pub fn open() -> Result<Self, NetlinkError> {
         let (mut events, _, mut messages) = rtnetlink::new_multicast_connection(&[
             MulticastGroup::Link,
@@ -148,9 +148,12 @@ impl Netlink {
         .map_err(NetlinkError::Socket)?;
         let socket = events.socket_mut().socket_mut();
         // Addresses inside a workload's namespace change without any event in ours.
-        socket
-            .set_listen_all_namespaces(true)
-            .map_err(NetlinkError::Socket)?;
+        if let Err(error) = socket.set_listen_all_namespaces(true) {
+            tracing::warn!(
+                %error,
+                "changes inside workloads are seen only once a second; CAP_NET_BROADCAST is missing"
+            );
+        }
         // Bounded by net.core.rmem_max; an overrun is an event like any other.
         let _ = socket.set_rx_buf_sz(RECEIVE_BUFFER);
         let (requests, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;

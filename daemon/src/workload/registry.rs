@@ -121,8 +121,11 @@ pub async fn start(
     }
     let netlink = Netlink::open()?;
     let (docker_sender, mut docker) = watch::channel(DockerState::default());
+    // Ends the follower of Docker if the start fails further down.
+    let started = cancel.child_token();
+    let guard = started.clone().drop_guard();
     if config.docker != DockerConfig::Off {
-        tasks.spawn(docker::follow(config.docker, docker_sender, cancel.clone()));
+        tasks.spawn(docker::follow(config.docker, docker_sender, started));
         // A slow Docker delays the start no longer than this; its containers come when they come.
         let _ = timeout(DOCKER_START, docker.wait_for(|state| state.attempted)).await;
     }
@@ -136,14 +139,14 @@ pub async fn start(
         publish,
     };
     match config.inventory {
-        Some(inventory) => match registry.replace(inventory).await {
-            Ok(_) => {}
-            Err(RegistryError::Inventory(error)) => return Err(error.into()),
-            Err(RegistryError::Netlink(error)) => return Err(error.into()),
-            Err(RegistryError::Stopped) => unreachable!("nobody has been asked to stop"),
-        },
+        Some(inventory) => {
+            let view = registry.view(&inventory).await?;
+            inventory.check_against(&view)?;
+            registry.adopt(inventory, &view);
+        }
         None => registry.scan().await?,
     }
+    guard.disarm();
     tasks.spawn(registry.run(requests, cancel));
     Ok(RegistryHandle { estate, commands })
 }
@@ -221,10 +224,14 @@ impl Registry {
     async fn replace(&mut self, inventory: Inventory) -> Result<u64, RegistryError> {
         let view = self.view(&inventory).await?;
         inventory.check_against(&view)?;
+        self.adopt(inventory, &view);
+        Ok(self.inventory_revision)
+    }
+
+    fn adopt(&mut self, inventory: Inventory, view: &KernelView) {
         self.inventory = inventory;
         self.inventory_revision += 1;
-        self.merge_and_publish(&view);
-        Ok(self.inventory_revision)
+        self.merge_and_publish(view);
     }
 
     async fn scan(&mut self) -> Result<(), NetlinkError> {
