@@ -76,7 +76,7 @@ const BLOCKS: [(&str, &[&str]); 10] = [
     ("2001:db8::/32", &["2001:db8:1::/48", "2001:db8::1/128"]),
     ("fd00::2/127", &["fd00::3/128"]),
 ];
-const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+const NAMESPACES: [&str; 2] = ["x", "z"];
 const KEYS: [&str; 3] = ["app", "tier", "team"];
 const VALUES: [&str; 3] = ["a", "b", ""];
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
@@ -87,7 +87,8 @@ const PROTOCOLS: [Protocol; 5] = [
     Protocol::ICMP,
     Protocol::ICMPV6,
 ];
-const PORTS: [u16; 10] = [0, 1, 53, 79, 80, 81, 8080, 8443, 32768, 65535];
+/// Close together, so that ranges end beside a flow's port.
+const PORTS: [u16; 9] = [0, 53, 79, 80, 81, 82, 83, 8080, 65535];
 
 fn labels() -> impl Strategy<Value = Labels> {
     btree_map(
@@ -111,12 +112,14 @@ fn selector() -> impl Strategy<Value = LabelSelector> {
         operator,
         values,
     });
-    (option::of(labels()), option::of(vec(requirement, 0..3))).prop_map(
-        |(match_labels, match_expressions)| LabelSelector {
+    (
+        option::weighted(0.4, labels()),
+        option::weighted(0.4, vec(requirement, 0..2)),
+    )
+        .prop_map(|(match_labels, match_expressions)| LabelSelector {
             match_labels,
             match_expressions,
-        },
-    )
+        })
 }
 
 fn namespace_selector() -> impl Strategy<Value = LabelSelector> {
@@ -166,16 +169,17 @@ fn peer() -> impl Strategy<Value = Peer> {
 
 fn port() -> impl Strategy<Value = Port> {
     let protocol = option::of(select(&["TCP", "UDP", "SCTP"][..]).prop_map(str::to_owned));
+    let number = |first: u16| Some(IntOrString::Int(i64::from(first)));
     let range = prop_oneof![
         1 => Just((None, None)),
-        3 => (1_i64..=65535, option::of(0_i64..4000)).prop_map(|(first, more)| {
-            let last = more.map(|more| (first + more).min(65535));
-            (Some(IntOrString::Int(first)), last)
+        4 => select(&PORTS[1..]).prop_map(move |first| (number(first), None)),
+        4 => (select(&PORTS[1..]), select(&PORTS[1..])).prop_map(move |(a, b)| {
+            (number(a.min(b)), Some(i64::from(a.max(b))))
         }),
-        3 => (1_i64..=100, option::of(0_i64..100)).prop_map(|(first, more)| {
-            (Some(IntOrString::Int(first)), more.map(|more| first + more))
+        1 => (1_u16..=65535, 1_u16..=65535).prop_map(move |(a, b)| {
+            (number(a.min(b)), Some(i64::from(a.max(b))))
         }),
-        2 => select(&PORT_NAMES[..])
+        5 => select(&PORT_NAMES[..])
             .prop_map(|name| (Some(IntOrString::String(name.to_owned())), None)),
     ];
     (protocol, range).prop_map(|(protocol, (port, end_port))| Port {
@@ -241,15 +245,15 @@ fn policy_list() -> impl Strategy<Value = Vec<NetworkPolicy>> {
 fn named_ports() -> impl Strategy<Value = Vec<NamedPort>> {
     let port = (
         select(&PORT_NAMES[..]),
-        select(&PORTS[1..]),
-        select(&PROTOCOLS[..3]),
+        select(&PORTS[1..7]),
+        select(&PROTOCOLS[..2]),
     )
         .prop_map(|(name, port, protocol)| NamedPort {
             name: name.to_owned(),
             port,
             protocol,
         });
-    vec(port, 0..3)
+    vec(port, 0..4)
 }
 
 fn estate() -> impl Strategy<Value = Estate> {
@@ -314,8 +318,8 @@ fn flows() -> impl Strategy<Value = Vec<Flow>> {
     let flow = (
         select(&ADDRESSES[..]),
         any::<Index>(),
-        select(&PROTOCOLS[..]),
-        prop_oneof![select(&PORTS[..]), any::<u16>()],
+        prop_oneof![3 => Just(Protocol::TCP), 2 => select(&PROTOCOLS[..])],
+        prop_oneof![6 => select(&PORTS[..]), 1 => any::<u16>()],
     )
         .prop_map(|(source, pick, protocol, destination_port)| {
             let source = ip(source);

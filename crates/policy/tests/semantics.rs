@@ -5,9 +5,10 @@
 mod common;
 
 use common::{Scene, ip, namespace, policies, spec, with_port, workload};
+use dataplane_common::Direction;
 use dataplane_common::policy::Action;
 use dataplane_common::stats::Verdict;
-use policy::compile::{Interner, identity_of};
+use policy::compile::{Interner, identity_of, lookup};
 use policy::model::{Mode, Protocol, Unselected};
 use policy::parse::PolicySet;
 
@@ -691,6 +692,59 @@ fn verdicts_name_policy_file_and_line() {
     assert_eq!(rule.to_string(), "x/p ingress[0] (test.yaml:10)");
     let rule = scene.judge("x/b", "x/a", "81/TCP").ingress.unwrap().rule;
     assert_eq!(rule.to_string(), "x/p ingress[1] (test.yaml:13)");
+}
+
+#[test]
+fn of_equal_rules_the_first_is_named() {
+    let scene = scene(spec(
+        "podSelector: {}\ningress:\n- ports: [{port: 80}, {port: 80}]\n- ports: [{port: 80}]",
+    ));
+    let mut interner = Interner::new();
+    let compiled = scene.compile(&mut interner);
+    let peer = identity_of(&compiled, ip(WORLD));
+    let program = compiled.workloads[0].program;
+    let (action, id) = lookup(
+        &compiled,
+        program,
+        Direction::Ingress,
+        peer,
+        Protocol::TCP,
+        80,
+    );
+    assert_eq!(action, Action::Allow);
+    let named = interner.rule(id).unwrap();
+    assert_eq!(named.rule.as_deref(), Some("ingress[0]"));
+    assert_eq!(
+        scene.judge(WORLD, "x/a", "80/TCP").ingress.unwrap().rule,
+        named
+    );
+}
+
+#[test]
+fn the_most_specific_of_several_rules_is_named() {
+    let scene = scene(spec(
+        "podSelector: {}\ningress:\n- {}\n- ports: [{port: 80, endPort: 90}]\n\
+         - ports: [{port: 80}]\n- from: [{podSelector: {matchLabels: {pod: b}}}]",
+    ));
+    let mut interner = Interner::new();
+    let compiled = scene.compile(&mut interner);
+    let named = |from: &str, port| {
+        let peer = identity_of(&compiled, scene.address(from, false));
+        let program = compiled.workloads[0].program;
+        let (_, id) = lookup(
+            &compiled,
+            program,
+            Direction::Ingress,
+            peer,
+            Protocol::TCP,
+            port,
+        );
+        interner.rule(id).unwrap().rule.unwrap()
+    };
+    assert_eq!(named(WORLD, 22), "ingress[0]");
+    assert_eq!(named(WORLD, 81), "ingress[1]");
+    assert_eq!(named(WORLD, 80), "ingress[2]");
+    assert_eq!(named("x/b", 80), "ingress[3]");
 }
 
 #[test]

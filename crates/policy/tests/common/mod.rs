@@ -219,9 +219,10 @@ pub fn assert_agreement(
             ));
         }
         if rule != side.rule {
-            // Several rules may allow one flow; the compiled form names one of them.
+            // Several rules may allow one flow; the compiled form names one of them. A built-in is
+            // above them all.
             let matching = matching_rules(scene, flow, direction);
-            if !matching.contains(&rule) {
+            if !matching.contains(&side.rule) || !matching.contains(&rule) {
                 return Err(format!(
                     "{flow:?} {direction:?}: evaluate names {}, compiled {rule}",
                     side.rule
