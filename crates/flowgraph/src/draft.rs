@@ -12,7 +12,7 @@ use policy::netpol::{
 use crate::edge::PeerKey;
 use crate::selector::Choice;
 use crate::suggest::{PortEvidence, RuleEvidence, SuggestedPolicy};
-use crate::text::visible;
+use crate::text::{count, visible};
 
 /// A port of a protocol NetworkPolicy knows.
 pub(crate) type L4Port = (Protocol, u16);
@@ -147,9 +147,10 @@ fn annotations(
         let connections: u64 = ports().map(|port| port.connections).sum();
         let lost = ports().map(|port| port.lost_events).max().unwrap_or(0);
         let text = format!(
-            "{} rules from {connections} connections, first {first:.0}, last {last:.0}, {lost} events \
-             lost meanwhile",
-            evidence.len(),
+            "{} from {}, first {first:.0}, last {last:.0}, {} lost meanwhile",
+            count(evidence.len() as u64, "rule"),
+            count(connections, "connection"),
+            count(lost, "event"),
         );
         annotations.insert("portcullis/evidence".to_owned(), text);
     }

@@ -7,6 +7,7 @@ use policy::model::{Estate, Labels, Workload};
 use policy::netpol::LabelSelector;
 
 use crate::edge::PeerKey;
+use crate::text::count;
 
 /// A group's selector and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,10 +123,10 @@ pub fn choose(estate: &Estate, peer: &PeerKey) -> Result<Choice, NoSelector> {
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     let reason = format!(
-        "{} selects exactly the {} of {peer} and none of the other {} in the namespace",
+        "{} selects exactly the {} of {peer} and none of {} beside it in the namespace",
         text.join(" and "),
-        workloads(members.len()),
-        workloads(others.len()),
+        count(members.len() as u64, "workload"),
+        count(others.len() as u64, "workload"),
     );
     Ok(Choice {
         labels: chosen
@@ -134,13 +135,6 @@ pub fn choose(estate: &Estate, peer: &PeerKey) -> Result<Choice, NoSelector> {
             .collect(),
         reason,
     })
-}
-
-fn workloads(count: usize) -> String {
-    match count {
-        1 => "1 workload".to_owned(),
-        _ => format!("{count} workloads"),
-    }
 }
 
 /// A label key and value.

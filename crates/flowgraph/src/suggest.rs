@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::draft::{Draft, L4Port, block, namespace, unique_name, within};
 use crate::edge::{Edge, OpenerCounts, Passage, PeerKey, Service, Suspicion};
 use crate::selector::{Choice, choose};
-use crate::text::visible;
+use crate::text::{count, visible};
 
 /// What to learn from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,10 +94,7 @@ impl SuggestedPolicy {
         };
         AnnotatedPolicy {
             policy: self.policy.clone(),
-            comments: vec![
-                visible(&format!("Learned rules of {}.", self.group)),
-                visible(&format!("Selector: {}.", self.selector_reason)),
-            ],
+            comments: vec![visible(&format!("Learned rules of {}.", self.group))],
             ingress_comments: comments_of(PolicyType::Ingress),
             egress_comments: comments_of(PolicyType::Egress),
         }
@@ -125,8 +122,12 @@ impl fmt::Display for PortEvidence {
         if self.connections > 0 {
             write!(
                 f,
-                "{} connections on {} days, first {:.0}, last {:.0}, {} sources",
-                self.connections, self.days, self.first_seen, self.last_seen, self.sources
+                "{} on {} from {}, first {:.0}, last {:.0}",
+                count(self.connections, "connection"),
+                count(self.days as u64, "day"),
+                count(self.sources as u64, "source"),
+                self.first_seen,
+                self.last_seen,
             )?;
             if self.openers.inferred > 0 {
                 write!(
@@ -136,7 +137,7 @@ impl fmt::Display for PortEvidence {
                 )?;
             }
             if self.lost_events > 0 {
-                write!(f, ", {} events lost meanwhile", self.lost_events)?;
+                write!(f, ", {} lost meanwhile", count(self.lost_events, "event"))?;
             }
         }
         match &self.note {
@@ -572,7 +573,8 @@ impl Work<'_> {
         let mut warnings: Vec<String> = undecided
             .into_iter()
             .map(|(peer, edges)| {
-                format!("{peer} has {edges} undecided edges, which its policy would deny")
+                let edges = count(edges as u64, "undecided edge");
+                format!("{peer} has {edges}, which its policy would deny")
             })
             .collect();
         for (group, draft) in &self.drafts {
@@ -580,8 +582,8 @@ impl Work<'_> {
             let lost = evidence().map(|port| port.lost_events).max().unwrap_or(0);
             if lost > 0 {
                 warnings.push(format!(
-                    "{group}: {lost} events were lost while its edges were learned, so rules may be \
-                     missing"
+                    "{group}: {} lost while its edges were learned, so rules may be missing",
+                    count(lost, "event")
                 ));
             }
             for (direction, word) in [

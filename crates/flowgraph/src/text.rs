@@ -24,3 +24,11 @@ pub(crate) fn shorten(text: &str, longest: usize) -> String {
     }
     visible(&short)
 }
+
+/// `1 edge`, `2 edges`.
+pub(crate) fn count(number: impl Into<u128>, noun: &str) -> String {
+    match number.into() {
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
+    }
+}

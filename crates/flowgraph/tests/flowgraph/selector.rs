@@ -135,7 +135,7 @@ fn workloads_of_other_namespaces_do_not_matter() {
     assert!(
         choice
             .reason
-            .contains("1 workload of shop/a and none of the other 0 workloads")
+            .contains("1 workload of shop/a and none of 0 workloads beside it")
     );
 }
 
