@@ -275,7 +275,7 @@ fn a_socket_asked_for_and_missing_is_an_error_an_optional_one_a_problem() {
                     .await
                     .unwrap_err();
                 assert!(
-                    error.to_string().starts_with("inv.yaml:2:35: interface"),
+                    error.to_string().starts_with("inv.yaml:2:34: interface"),
                     "{error}"
                 );
                 let ended = async { while tasks.join_next().await.is_some() {} };
