@@ -132,7 +132,7 @@ pub struct Estate {
 }
 
 impl Estate {
-    /// Labels of a namespace, with the name label added.
+    /// Labels of a namespace, with [`NAMESPACE_NAME_LABEL`] set to its name.
     #[must_use]
     pub fn namespace_labels(&self, name: &str) -> Labels {
         let mut labels = self
@@ -140,9 +140,8 @@ impl Estate {
             .get(name)
             .map(|namespace| namespace.labels.clone())
             .unwrap_or_default();
-        labels
-            .entry(NAMESPACE_NAME_LABEL.to_owned())
-            .or_insert_with(|| name.to_owned());
+        // As the API server does, whatever the namespace claims to be called.
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
         labels
     }
 }

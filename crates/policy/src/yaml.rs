@@ -21,7 +21,7 @@ const MAX_ALIASES: usize = 1_000;
 const MAX_REPLAYED_EVENTS: usize = 50_000;
 
 /// A place in a file, both from 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) line: u32,
     pub(crate) column: u32,
@@ -116,7 +116,9 @@ pub(crate) fn read(text: &str) -> Result<Vec<Node>, SyntaxError> {
     };
     let documents: Vec<Spanned<Value>> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|error| SyntaxError {
-            at: error.location().map(Position::from).unwrap_or_default(),
+            at: error
+                .location()
+                .map_or(Position { line: 1, column: 1 }, Position::from),
             message: syntax_message(&error),
         })?;
     Ok(documents.into_iter().map(Node::from).collect())
