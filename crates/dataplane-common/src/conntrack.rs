@@ -127,8 +127,8 @@ pub mod timeout {
     pub const ICMP_NS: u64 = 30 * SECOND;
     /// Every other protocol.
     pub const OTHER_NS: u64 = 600 * SECOND;
-    /// How long after attaching a first UDP or ICMP packet may still belong to an older flow.
-    pub const UNSURE_AFTER_ATTACH_NS: u64 = UDP_REPLIED_NS;
+    /// No timeout is shorter: an entry idle for less is alive whatever its state.
+    pub const SHORTEST_NS: u64 = TCP_CLOSED_NS;
 }
 
 impl CtEntry {

@@ -70,4 +70,8 @@ drop_reasons! {
     MartianAddress = 17, "martian_address";
     /// More than two VLAN tags, or a tag cut short.
     VlanUnsupported = 18, "vlan_unsupported";
+    /// A frame for another workload, flooded by the bridge to this one's port.
+    NotForWorkload = 19, "not_for_workload";
+    /// The opposite end opens a connection over an existing one, and policy does not allow that.
+    ReverseOpen = 20, "reverse_open";
 }

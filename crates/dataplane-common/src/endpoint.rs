@@ -19,13 +19,13 @@ pub struct EndpointConfig {
     pub flags: u32,
     /// Zero.
     pub _pad: u32,
-    /// When the hooks were attached, in nanoseconds of the
-    /// monotonic clock (`CLOCK_MONOTONIC`). Flows whose first packet comes soon after may have
-    /// begun before, so the direction of their first packet proves nothing.
-    pub attached_at_ns: u64,
+    /// Until when (`CLOCK_MONOTONIC` nanoseconds) the first packet of a connectionless flow may
+    /// belong to a flow that began before the hooks were attached, so that its direction proves
+    /// nothing.
+    pub unsure_until_ns: u64,
 }
 assert_layout!(EndpointConfig, size = 32, align = 8, {
-    id @ 0, slot @ 4, identity @ 8, network @ 12, flags @ 16, attached_at_ns @ 24,
+    id @ 0, slot @ 4, identity @ 8, network @ 12, flags @ 16, unsure_until_ns @ 24,
 });
 
 /// Bits of [`EndpointConfig::flags`].

@@ -27,7 +27,7 @@ pub(crate) const BPF_PROFILE: &str = "bpf";
 
 /// Compiler flags the object depends on. They are part of the digest. `--btf` makes bpf-linker turn
 /// the debug info into BTF.
-pub(crate) const BPF_RUSTFLAGS: &[&str] = &["-Clink-arg=--btf"];
+pub(crate) const BPF_RUSTFLAGS: &[&str] = &["-Ctarget-cpu=v3", "-Clink-arg=--btf"];
 
 /// Files and directories the object is built from, relative to the workspace root.
 const INPUTS: &[&str] = &[

@@ -1,0 +1,488 @@
+//! Bytes -> [`Packet`]. The only packet pointer arithmetic in the program.
+//!
+//! Parses what attackers send: IHL and options, VLAN tags, IPv6 extension chains, fragments, ICMP
+//! errors, truncation. What is not understood gets its own drop reason.
+
+use aya_ebpf::programs::TcContext;
+use dataplane_common::{DropReason, conntrack::tcp, proto};
+
+use crate::addr::Addr;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const ETH_LEN: usize = 14;
+const VLAN_LEN: usize = 4;
+const IPV4_LEN: usize = 20;
+const IPV6_LEN: usize = 40;
+/// Furthest offset a header may start at; keeps offsets small enough for the verifier and bounds
+/// what a crafted chain of extension headers can make us read.
+const MAX_OFFSET: usize = 512;
+/// Extension headers followed before giving up.
+const MAX_EXTENSIONS: usize = 6;
+/// Bytes made linear when headers lie in page fragments.
+const PULL_LEN: u32 = 256;
+
+/// A packet, by value: nothing points into the buffer any more. Filled in place, because the BPF
+/// stack has no room for the copies that returning it by value makes.
+pub struct Packet {
+    pub source: Addr,
+    pub destination: Addr,
+    /// Layer 3 length as seen (GSO: of the super-packet).
+    pub l3_len: u32,
+    /// Identification of a fragmented datagram.
+    pub fragment_id: u32,
+    /// Offset of layer 4, for ICMP errors.
+    pub l4_offset: u32,
+    pub source_port_be: u16,
+    pub destination_port_be: u16,
+    /// 4 or 6.
+    pub family: u8,
+    pub protocol: u8,
+    pub tcp_flags: u8,
+    pub icmp_type: u8,
+    pub icmp_code: u8,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    pub fragment: Fragment,
+}
+
+/// Place of a packet within a fragmented datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fragment {
+    /// Not fragmented.
+    Whole,
+    /// Carries the layer 4 header.
+    First,
+    /// Carries no layer 4 header.
+    Later,
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Frame {
+    /// IPv4 or IPv6.
+    Ip,
+    /// Link-layer address resolution, which policy never filters.
+    Arp,
+}
+
+/// The addresses and ports inside an ICMP error, as the offending packet carried them.
+pub struct InnerPacket {
+    pub source: Addr,
+    pub destination: Addr,
+    pub source_port_be: u16,
+    pub destination_port_be: u16,
+    pub protocol: u8,
+}
+
+/// The one bounds-checked reader.
+struct Reader {
+    start: usize,
+    end: usize,
+}
+
+/// `LEN` bytes of the packet that are known to be there.
+#[derive(Clone, Copy)]
+struct Window<const LEN: usize> {
+    at: usize,
+}
+
+/// Integers that are read straight from the packet, in network order.
+trait Field: Copy {}
+impl Field for u8 {}
+impl Field for u16 {}
+impl Field for u32 {}
+
+impl Reader {
+    #[inline(always)]
+    fn new(ctx: &TcContext) -> Self {
+        Self {
+            start: ctx.data(),
+            end: ctx.data_end(),
+        }
+    }
+
+    /// The `LEN` bytes at `offset`, if the packet has them.
+    #[inline(always)]
+    fn window<const LEN: usize>(&self, offset: usize) -> Result<Window<LEN>, DropReason> {
+        if offset > MAX_OFFSET {
+            return Err(DropReason::Truncated);
+        }
+        let at = opaque(self.start + offset);
+        if at + LEN > self.end {
+            return Err(DropReason::Truncated);
+        }
+        Ok(Window { at })
+    }
+}
+
+/// Hides where a value came from. The verifier remembers a bounds check only for the register that
+/// was compared; without this LLVM compares one sum and dereferences another, equal one.
+#[inline(always)]
+fn opaque(mut value: usize) -> usize {
+    // SAFETY: moving a register onto itself changes nothing. (An empty template would leave two line
+    // records for one instruction, which the kernel's BTF check refuses.)
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    value
+}
+
+impl<const LEN: usize> Window<LEN> {
+    /// The integer at a constant offset within the window.
+    #[inline(always)]
+    fn read<T: Field, const OFFSET: usize>(self) -> T {
+        const { assert!(OFFSET + size_of::<T>() <= LEN, "outside of the window") };
+        // SAFETY: the window was checked and the assert keeps the integer inside it. The kernel lays
+        // IP headers on 4-byte boundaries (NET_IP_ALIGN, HH_DATA_MOD); where it does not, the CPU
+        // loads misaligned integers or the verifier refuses the program
+        // (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS). `read_unaligned` is no way out: the BPF backend
+        // turns it into single-byte loads.
+        unsafe { ((self.at + OFFSET) as *const T).read() }
+    }
+
+    /// The 16-bit integer at a constant offset, in host order.
+    #[inline(always)]
+    fn number<const OFFSET: usize>(self) -> u16 {
+        u16::from_be(self.read::<u16, OFFSET>())
+    }
+}
+
+impl Window<IPV4_LEN> {
+    #[inline(always)]
+    fn v4<const OFFSET: usize>(self) -> Addr {
+        Addr::v4(self.read::<u32, OFFSET>())
+    }
+}
+
+impl Window<IPV6_LEN> {
+    #[inline(always)]
+    fn v6_source(self) -> Addr {
+        Addr([
+            self.read::<u32, 8>(),
+            self.read::<u32, 12>(),
+            self.read::<u32, 16>(),
+            self.read::<u32, 20>(),
+        ])
+    }
+
+    #[inline(always)]
+    fn v6_destination(self) -> Addr {
+        Addr([
+            self.read::<u32, 24>(),
+            self.read::<u32, 28>(),
+            self.read::<u32, 32>(),
+            self.read::<u32, 36>(),
+        ])
+    }
+}
+
+/// Parses a frame into `packet`. When headers are not in linear memory they are made linear and
+/// parsed again.
+#[inline(always)]
+pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReason> {
+    match parse_linear(ctx, packet) {
+        Err(DropReason::Truncated) => {
+            let linear = ctx.data_end().wrapping_sub(ctx.data()) as u32;
+            if linear >= ctx.len() || linear >= PULL_LEN {
+                return Err(DropReason::Truncated);
+            }
+            let wanted = if ctx.len() < PULL_LEN {
+                ctx.len()
+            } else {
+                PULL_LEN
+            };
+            if ctx.skb.pull_data(wanted).is_err() {
+                return Err(DropReason::Truncated);
+            }
+            parse_linear(ctx, packet)
+        }
+        other => other,
+    }
+}
+
+#[inline(always)]
+fn parse_linear(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReason> {
+    let reader = Reader::new(ctx);
+    let mut ethertype = reader.window::<ETH_LEN>(0)?.number::<12>();
+    let mut offset = ETH_LEN;
+    // The outer tag is usually out of band (skb->vlan_tci); up to two may be in band.
+    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+        ethertype = reader.window::<VLAN_LEN>(offset)?.number::<2>();
+        offset += VLAN_LEN;
+        if ethertype == ETHERTYPE_VLAN {
+            ethertype = reader.window::<VLAN_LEN>(offset)?.number::<2>();
+            offset += VLAN_LEN;
+        }
+        if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+            return Err(DropReason::VlanUnsupported);
+        }
+    }
+    packet.l3_len = ctx.len().wrapping_sub(offset as u32);
+    match ethertype {
+        ETHERTYPE_IPV4 => parse_ipv4(&reader, offset, packet)?,
+        ETHERTYPE_IPV6 => parse_ipv6(&reader, offset, packet)?,
+        ETHERTYPE_ARP => return Ok(Frame::Arp),
+        _ => return Err(DropReason::UnknownEtherType),
+    }
+    Ok(Frame::Ip)
+}
+
+#[inline(always)]
+fn parse_ipv4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+    let header = reader.window::<IPV4_LEN>(offset)?;
+    let version_ihl = header.read::<u8, 0>();
+    let header_len = usize::from(version_ihl & 0x0f) * 4;
+    let total_len = u32::from(header.number::<2>());
+    if version_ihl >> 4 != 4 || header_len < IPV4_LEN {
+        return Err(DropReason::MalformedHeader);
+    }
+    // A GSO super-packet may state 0 or its true length; a plain packet must not promise more than
+    // it brings, nor less than its own header.
+    if total_len != 0 && (total_len > packet.l3_len || (total_len as usize) < header_len) {
+        return Err(DropReason::Truncated);
+    }
+    let fragment_bits = header.number::<6>();
+    let fragment_offset = fragment_bits & 0x1fff;
+    let more = fragment_bits & 0x2000 != 0;
+    packet.fragment = match (fragment_offset, more) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    };
+    // RFC 1858, RFC 3128: an offset of one unit would overwrite the TCP flags or ports.
+    packet.protocol = header.read::<u8, 9>();
+    if fragment_offset == 1 && packet.protocol == proto::TCP {
+        return Err(DropReason::FragmentTooSmall);
+    }
+    packet.source = header.v4::<12>();
+    packet.destination = header.v4::<16>();
+    packet.family = 4;
+    packet.hop_limit = header.read::<u8, 8>();
+    packet.fragment_id = u32::from(header.number::<4>());
+    parse_l4(reader, offset + header_len, packet)
+}
+
+#[inline(always)]
+fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+    let header = reader.window::<IPV6_LEN>(offset)?;
+    if header.read::<u8, 0>() >> 4 != 6 {
+        return Err(DropReason::MalformedHeader);
+    }
+    let payload_len = u32::from(header.number::<4>());
+    if payload_len + IPV6_LEN as u32 > packet.l3_len {
+        return Err(DropReason::Truncated);
+    }
+    packet.source = header.v6_source();
+    packet.destination = header.v6_destination();
+    packet.family = 6;
+    packet.hop_limit = header.read::<u8, 7>();
+    packet.fragment = Fragment::Whole;
+    if packet.source.is_v4() || packet.destination.is_v4() {
+        // RFC 4942 section 2.2: never valid on the wire.
+        return Err(DropReason::MartianAddress);
+    }
+    let mut protocol = header.read::<u8, 6>();
+    let mut offset = offset + IPV6_LEN;
+    let mut extensions = 0;
+    while is_extension(protocol) {
+        if extensions == MAX_EXTENSIONS {
+            return Err(DropReason::Ipv6ExtensionHeaders);
+        }
+        extensions += 1;
+        if protocol == EXT_FRAGMENT {
+            let header = reader.window::<8>(offset)?;
+            protocol = header.read::<u8, 0>();
+            let bits = header.number::<2>();
+            packet.fragment_id = u32::from_be(header.read::<u32, 4>());
+            offset += 8;
+            packet.fragment = match (bits >> 3, bits & 1) {
+                // An atomic fragment is a whole datagram (RFC 6946).
+                (0, 0) => Fragment::Whole,
+                (0, _) => Fragment::First,
+                _ => Fragment::Later,
+            };
+            if packet.fragment == Fragment::Later {
+                break;
+            }
+        } else {
+            let header = reader.window::<2>(offset)?;
+            let next = header.read::<u8, 0>();
+            let len = header.read::<u8, 1>();
+            // The authentication header counts in 4-byte units (RFC 4302 section 2.2).
+            offset += if protocol == EXT_AUTHENTICATION {
+                (usize::from(len) + 2) * 4
+            } else {
+                (usize::from(len) + 1) * 8
+            };
+            protocol = next;
+        }
+    }
+    packet.protocol = protocol;
+    parse_l4(reader, offset, packet)
+}
+
+const EXT_FRAGMENT: u8 = 44;
+const EXT_AUTHENTICATION: u8 = 51;
+
+/// Hop-by-hop, routing, fragment, authentication, destination options, mobility, HIP, shim6: the
+/// headers that have another one behind them (RFC 8200 section 4, RFC 6564).
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        0 | 43 | EXT_FRAGMENT | EXT_AUTHENTICATION | 60 | 135 | 139 | 140
+    )
+}
+
+#[inline(always)]
+fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+    packet.l4_offset = offset as u32;
+    if packet.fragment == Fragment::Later {
+        return Ok(());
+    }
+    let too_short = if packet.fragment == Fragment::First {
+        DropReason::FragmentTooSmall
+    } else {
+        DropReason::Truncated
+    };
+    match packet.protocol {
+        proto::TCP => {
+            let header = reader.window::<20>(offset).map_err(|_| too_short)?;
+            packet.source_port_be = header.read::<u16, 0>();
+            packet.destination_port_be = header.read::<u16, 2>();
+            let flags = header.read::<u8, 13>();
+            packet.tcp_flags = flags;
+            // RFC 9293 section 3.10.7: no stack opens with SYN and FIN or RST, and every segment
+            // has SYN, RST or ACK set.
+            let invalid_syn = flags & tcp::SYN != 0 && flags & (tcp::FIN | tcp::RST) != 0;
+            if invalid_syn || flags & (tcp::SYN | tcp::RST | tcp::ACK) == 0 {
+                return Err(DropReason::TcpFlagsInvalid);
+            }
+        }
+        // 136 is UDP-Lite (RFC 3828).
+        proto::UDP | proto::SCTP | 136 => {
+            let header = reader.window::<8>(offset).map_err(|_| too_short)?;
+            packet.source_port_be = header.read::<u16, 0>();
+            packet.destination_port_be = header.read::<u16, 2>();
+        }
+        proto::ICMP | proto::ICMPV6 => {
+            let header = reader.window::<4>(offset).map_err(|_| too_short)?;
+            packet.icmp_type = header.read::<u8, 0>();
+            packet.icmp_code = header.read::<u8, 1>();
+            // Identifier of echo messages; other types have something else there.
+            if packet.is_icmp_echo_request() || packet.is_icmp_echo_reply() {
+                let header = reader.window::<8>(offset).map_err(|_| too_short)?;
+                packet.source_port_be = header.read::<u16, 4>();
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Reads the packet inside an ICMP error (RFC 792, RFC 4443 section 2.4: as much of the offending
+/// packet as fits; at least its IP header and 8 bytes).
+#[inline(always)]
+pub fn parse_inner(ctx: &TcContext, packet: &Packet) -> Result<InnerPacket, DropReason> {
+    let reader = Reader::new(ctx);
+    let offset = packet.l4_offset as usize + 8;
+    let (source, destination, protocol, l4) = if packet.family == 4 {
+        let header = reader.window::<IPV4_LEN>(offset)?;
+        let version_ihl = header.read::<u8, 0>();
+        let header_len = usize::from(version_ihl & 0x0f) * 4;
+        if version_ihl >> 4 != 4 || header_len < IPV4_LEN {
+            return Err(DropReason::MalformedHeader);
+        }
+        if header.number::<6>() & 0x1fff != 0 {
+            return Err(DropReason::IcmpErrorUnrelated);
+        }
+        let (source, destination) = (header.v4::<12>(), header.v4::<16>());
+        (
+            source,
+            destination,
+            header.read::<u8, 9>(),
+            offset + header_len,
+        )
+    } else {
+        let header = reader.window::<IPV6_LEN>(offset)?;
+        if header.read::<u8, 0>() >> 4 != 6 {
+            return Err(DropReason::MalformedHeader);
+        }
+        let (source, destination) = (header.v6_source(), header.v6_destination());
+        (
+            source,
+            destination,
+            header.read::<u8, 6>(),
+            offset + IPV6_LEN,
+        )
+    };
+    let (source_port_be, destination_port_be) = match protocol {
+        proto::TCP | proto::UDP | proto::SCTP => {
+            let header = reader.window::<4>(l4)?;
+            (header.read::<u16, 0>(), header.read::<u16, 2>())
+        }
+        proto::ICMP | proto::ICMPV6 => {
+            let header = reader.window::<6>(l4)?;
+            if !matches!(header.read::<u8, 0>(), 8 | 0 | 128 | 129) {
+                // RFC 1122 section 3.2.2: no error is sent about an error.
+                return Err(DropReason::IcmpErrorUnrelated);
+            }
+            (header.read::<u16, 4>(), 0)
+        }
+        _ => (0, 0),
+    };
+    Ok(InnerPacket {
+        source,
+        destination,
+        source_port_be,
+        destination_port_be,
+        protocol,
+    })
+}
+
+impl Packet {
+    /// Forgets the packet before, in every field that parsing may leave alone.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.source = Addr([0; 4]);
+        self.destination = Addr([0; 4]);
+        self.l3_len = 0;
+        self.fragment_id = 0;
+        self.l4_offset = 0;
+        self.source_port_be = 0;
+        self.destination_port_be = 0;
+        self.family = 0;
+        self.protocol = 0;
+        self.tcp_flags = 0;
+        self.icmp_type = 0;
+        self.icmp_code = 0;
+        self.hop_limit = 0;
+        self.fragment = Fragment::Whole;
+    }
+
+    #[inline(always)]
+    pub fn is_icmp_echo_request(&self) -> bool {
+        (self.protocol == proto::ICMP && self.icmp_type == 8)
+            || (self.protocol == proto::ICMPV6 && self.icmp_type == 128)
+    }
+
+    #[inline(always)]
+    pub fn is_icmp_echo_reply(&self) -> bool {
+        (self.protocol == proto::ICMP && self.icmp_type == 0)
+            || (self.protocol == proto::ICMPV6 && self.icmp_type == 129)
+    }
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem, source quench.
+    #[inline(always)]
+    pub fn is_icmp_error(&self) -> bool {
+        (self.protocol == proto::ICMP && matches!(self.icmp_type, 3 | 4 | 11 | 12))
+            || (self.protocol == proto::ICMPV6 && matches!(self.icmp_type, 1..=4))
+    }
+}
