@@ -331,32 +331,24 @@ impl File<'_> {
                 return;
             }
         };
-        let document = document_lines(&self.lines, node.at.line);
+        let end = document_lines(&self.lines, node.at.line).end;
+        let mut previous = node.at.line;
         for (index, item) in items.iter().enumerate() {
-            let first = item.at.line as usize - 1;
-            let last = items
+            let first = (item.at.line as usize).saturating_sub(1);
+            let next = items
                 .get(index + 1)
-                .map_or(document.end, |next| next.at.line as usize - 1);
-            // Items on one line (JSON) have no lines of their own; their text is written anew.
-            let text = self
-                .lines
-                .get(first..last)
-                .filter(|lines| !lines.is_empty())
-                .map(|lines| lines.join("\n") + "\n")
-                .unwrap_or_default();
-            let step = format!(".items[{index}]");
-            let reader = std::mem::replace(&mut self.reader, Reader::new(self.source));
-            let mut nested = File {
-                reader,
-                source: self.source,
-                lines: Vec::new(),
-                policies: Vec::new(),
+                .map_or(end, |next| (next.at.line as usize).saturating_sub(1));
+            // Items that share a line (JSON) have no text of their own; it is written anew.
+            let text = match self.lines.get(first..next) {
+                Some(lines) if item.at.line > previous && !lines.is_empty() => {
+                    lines.join("\n") + "\n"
+                }
+                _ => String::new(),
             };
-            nested.reader.enter(step);
-            nested.policy(item, text);
-            nested.reader.leave();
-            self.reader = nested.reader;
-            self.policies.append(&mut nested.policies);
+            previous = item.at.line;
+            self.reader.enter(format!(".items[{index}]"));
+            self.policy(item, text);
+            self.reader.leave();
         }
     }
 

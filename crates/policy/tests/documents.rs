@@ -120,6 +120,17 @@ items:
     assert_eq!(parsed.policies.len(), 2);
     assert!(parsed.policies[0].text().contains("name: j"));
     assert!(!parsed.policies[0].text().contains("name: k"));
+    assert!(parsed.policies[1].text().contains("name: k"));
+    assert!(!parsed.policies[1].text().contains("\"items\""));
+
+    let aliased = format!("{}- *one\n", text.replace("- apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n  metadata: {name: one}", "- &one\n  apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n  metadata: {name: one}"));
+    let errors = parse_documents("good.yaml", &aliased).unwrap_err();
+    assert!(
+        errors
+            .to_string()
+            .contains("`default/one` is already defined"),
+        "{errors}"
+    );
 
     let broken = text.replace("- {}", "- {form: []}");
     let errors = parse_documents("good.yaml", &broken).unwrap_err();

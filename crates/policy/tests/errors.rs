@@ -408,6 +408,15 @@ fn surprising_policies_are_accepted_with_a_warning() {
             Some("6:14: an empty `ports` list means any port"),
         ),
         (
+            "podSelector: {matchLabels: {a: b}}\ningress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]",
+            Some("6:14: `0.0.0.0/0` matches no IPv6 address"),
+        ),
+        (
+            "podSelector: {matchLabels: {a: b}}\n\
+             ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}]}]",
+            None,
+        ),
+        (
             "podSelector: {matchLabels: {a: b}}\ningress: [{from: [{ipBlock: {cidr: 10.66.0.10/4}}]}]",
             Some("6:38: `10.66.0.10/4` has host bits set and means `0.0.0.0/4`"),
         ),

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::{Fields, Reader, get};
 use crate::netpol::{IntOrString, IpBlock, LabelSelector, Operator, Peer, Port, Requirement};
 use crate::syntax::{self, Fault};
-use crate::yaml::{Node, Value};
+use crate::yaml::{Node, Position, Value};
 
 /// The two lists of a rule; absent and empty differ in what is written again, not in meaning.
 type PeersAndPorts = (Option<Vec<Peer>>, Option<Vec<Port>>);
@@ -35,6 +35,7 @@ impl Reader<'_> {
                         .hint("remove the rule if it should allow nothing");
                     reader.warn(key.at, fault);
                 }
+                reader.one_family_only(key.at, peers.as_deref().unwrap_or_default());
                 peers
             });
         }
@@ -51,6 +52,24 @@ impl Reader<'_> {
             });
         }
         Some((peers, ports))
+    }
+
+    /// "Everywhere" is written once per family.
+    fn one_family_only(&mut self, at: Position, peers: &[Peer]) {
+        let names = |everywhere: &str| {
+            peers
+                .iter()
+                .filter_map(|peer| peer.ip_block.as_ref())
+                .any(|block| block.cidr == everywhere)
+        };
+        let (named, missing, family) = match (names("0.0.0.0/0"), names("::/0")) {
+            (true, false) => ("0.0.0.0/0", "::/0", "IPv6"),
+            (false, true) => ("::/0", "0.0.0.0/0", "IPv4"),
+            (true, true) | (false, false) => return,
+        };
+        let fault = Fault::new(format!("`{named}` matches no {family} address"))
+            .hint(format!("add `{missing}` if every address is meant"));
+        self.warn(at, fault);
     }
 
     fn peer(&mut self, node: &Node) -> Option<Peer> {
