@@ -128,7 +128,11 @@ fn worse(left: Verdict, right: Verdict) -> Verdict {
         Verdict::Audit => 2,
         Verdict::Dropped => 3,
     };
-    if rank(right) > rank(left) { right } else { left }
+    if rank(right) > rank(left) {
+        right
+    } else {
+        left
+    }
 }
 
 fn end<'a>(estate: &'a Estate, text: &str, field: &str) -> Result<End<'a>, ApiError> {
@@ -274,7 +278,15 @@ mod tests {
         assert_eq!(ask("icmp", v4), Ok((Protocol::ICMP, 8 << 8)));
         assert_eq!(ask("icmp", v6), Ok((Protocol::ICMPV6, 128 << 8)));
         assert_eq!(ask("icmp/3", v4), Ok((Protocol::ICMP, 3 << 8)));
-        for bad in ["http/udp", "nope", "0/tcp", "80/xyz", "", "99999/tcp", "icmp/x"] {
+        for bad in [
+            "http/udp",
+            "nope",
+            "0/tcp",
+            "80/xyz",
+            "",
+            "99999/tcp",
+            "icmp/x",
+        ] {
             assert!(ask(bad, v4).is_err(), "{bad}");
         }
     }

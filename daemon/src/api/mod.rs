@@ -129,12 +129,8 @@ impl std::convert::From<ControlError> for ApiError {
                 StatusCode::NOT_FOUND
             }
             ControlError::Pending | ControlError::NothingPending => StatusCode::CONFLICT,
-            ControlError::Compile(_) | ControlError::Enforce(_) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
-            ControlError::Store(_) | ControlError::Torn { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            ControlError::Compile(_) | ControlError::Enforce(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ControlError::Store(_) | ControlError::Torn { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ControlError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
         };
         let mut answer = Self::new(status, error.to_string()).details(error.details());

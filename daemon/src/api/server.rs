@@ -64,9 +64,9 @@ pub fn bind(path: &Path) -> io::Result<BoundSocket> {
     if !directory.as_os_str().is_empty() {
         std::fs::create_dir_all(directory)?;
     }
-    let file_name = path.file_name().ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidInput, "the path names a directory")
-    })?;
+    let file_name = path
+        .file_name()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path names a directory"))?;
     let temporary = directory.join(format!(
         ".{}.{}",
         file_name.to_string_lossy(),

@@ -169,10 +169,7 @@ pub(super) async fn groups(State(api): State<Api>) -> Result<Json<Vec<GroupInfo>
                     .iter()
                     .map(|workload| format!("{}/{}", workload.namespace, workload.name))
                     .collect(),
-                edges: edges
-                    .iter()
-                    .filter(|edge| touches(edge, &group))
-                    .count(),
+                edges: edges.iter().filter(|edge| touches(edge, &group)).count(),
                 policies: policies
                     .iter()
                     .filter(|policy| {
@@ -261,7 +258,10 @@ pub(super) async fn doctor(State(api): State<Api>) -> Result<Json<DoctorInfo>, A
     if counters.lost_events > 0 {
         findings.push(Finding::warn(
             "events",
-            format!("{} kernel events were lost since loading", counters.lost_events),
+            format!(
+                "{} kernel events were lost since loading",
+                counters.lost_events
+            ),
             "verdicts are not affected; records and edges say where events are missing",
         ));
     }

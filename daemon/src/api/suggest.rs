@@ -89,10 +89,7 @@ fn annotate(suggested: &SuggestedPolicy) -> AnnotatedPolicy {
                     .iter()
                     .filter(|evidence| evidence.direction == direction && evidence.index == index)
                     .flat_map(|evidence| {
-                        evidence
-                            .ports
-                            .iter()
-                            .map(|port| sentence(direction, port))
+                        evidence.ports.iter().map(|port| sentence(direction, port))
                     })
                     .collect()
             })
@@ -136,7 +133,10 @@ fn allowed(direction: PolicyType, port: &PortEvidence) -> String {
         PolicyType::Ingress => "from",
         PolicyType::Egress => "to",
     };
-    format!("{}/{} {preposition} {}", port.port, port.protocol, port.peer)
+    format!(
+        "{}/{} {preposition} {}",
+        port.port, port.protocol, port.peer
+    )
 }
 
 fn seen(port: &PortEvidence) -> String {

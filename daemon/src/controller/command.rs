@@ -52,7 +52,9 @@ pub enum ControlError {
     Store(#[source] StoreError),
     /// The change could not be stored, and taking it back failed: the kernel enforces it, a restart
     /// will not.
-    #[error("the change could not be stored ({store}), and taking it back failed as well ({enforce}): it is in force until the daemon restarts")]
+    #[error(
+        "the change could not be stored ({store}), and taking it back failed as well ({enforce}): it is in force until the daemon restarts"
+    )]
     Torn {
         /// Why it was not stored.
         store: StoreError,

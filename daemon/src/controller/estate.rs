@@ -60,7 +60,12 @@ impl LearnedAddresses {
         let mut overlaid = EstateSnapshot::clone(snapshot);
         for workload in &mut overlaid.workloads {
             for interface in &workload.interfaces {
-                for &address in self.by_ifindex.get(&interface.ifindex).into_iter().flatten() {
+                for &address in self
+                    .by_ifindex
+                    .get(&interface.ifindex)
+                    .into_iter()
+                    .flatten()
+                {
                     // The registry may know a better owner by now.
                     let owned = snapshot.by_address(address).is_some()
                         || snapshot.host_addresses.contains(&address);
@@ -182,9 +187,10 @@ impl EstateFollower {
         if let Err(error) = &result {
             tracing::error!(%error, "workloads changed and the change is not in force");
         }
-        let problem = result.as_ref().err().map(|error| {
-            format!("workloads changed and the change is not in force: {error}")
-        });
+        let problem = result
+            .as_ref()
+            .err()
+            .map(|error| format!("workloads changed and the change is not in force: {error}"));
         self.problem.send_replace(problem);
         result
     }

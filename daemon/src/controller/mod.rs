@@ -225,7 +225,12 @@ impl<E: Enforcement> Owner<E> {
             PolicyEdit::Delete(mut names, documents) => {
                 if !documents.is_empty() {
                     let parsed = parse(&documents)?;
-                    names.extend(parsed.policies.iter().map(|document| document.name().clone()));
+                    names.extend(
+                        parsed
+                            .policies
+                            .iter()
+                            .map(|document| document.name().clone()),
+                    );
                 }
                 let unknown: BTreeSet<_> = names
                     .iter()
@@ -388,9 +393,8 @@ impl<E: Enforcement> Owner<E> {
             return Ok(self.answer(Change::default()));
         }
         let names = |snapshot: &EstateSnapshot| -> BTreeSet<String> {
-            let qualified = |workload: &Workload| {
-                format!("{}/{}", workload.spec.namespace, workload.spec.name)
-            };
+            let qualified =
+                |workload: &Workload| format!("{}/{}", workload.spec.namespace, workload.spec.name);
             snapshot.workloads.iter().map(qualified).collect()
         };
         let (before, after) = (names(&self.force.snapshot), names(&snapshot));
@@ -470,8 +474,7 @@ impl<E: Enforcement> Owner<E> {
             .apply(&desired)
             .map_err(ControlError::Enforce)?;
         let mut update = StateUpdate {
-            interner: (interner != self.interner || !self.interner_saved)
-                .then(|| interner.clone()),
+            interner: (interner != self.interner || !self.interner_saved).then(|| interner.clone()),
             history: Some(GenerationRow {
                 generation: applied.generation,
                 time: Timestamp::now(),
@@ -537,7 +540,9 @@ impl<E: Enforcement> Owner<E> {
 
     fn desired(&self, compiled: Arc<Compiled>, next: &Intent) -> Desired {
         let first = self.publisher.borrow().generation == 0;
-        let known: BTreeSet<u32> = interfaces(&self.force.snapshot).map(|(_, i)| i.ifindex).collect();
+        let known: BTreeSet<u32> = interfaces(&self.force.snapshot)
+            .map(|(_, i)| i.ifindex)
+            .collect();
         let endpoints = interfaces(&next.snapshot)
             .map(|(index, interface)| {
                 let workload = &next.snapshot.workloads[index];
@@ -572,9 +577,7 @@ impl<E: Enforcement> Owner<E> {
     }
 }
 
-fn interfaces(
-    snapshot: &EstateSnapshot,
-) -> impl Iterator<Item = (usize, &WorkloadInterface)> {
+fn interfaces(snapshot: &EstateSnapshot) -> impl Iterator<Item = (usize, &WorkloadInterface)> {
     snapshot
         .workloads
         .iter()
@@ -633,3 +636,5 @@ fn difference(before: &PolicySet, after: &PolicySet) -> Change {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::{shop as test_shop, test_kernel, test_state};

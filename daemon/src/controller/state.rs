@@ -197,14 +197,15 @@ impl ControlState {
             .filter_map(|endpoint| {
                 let reason = endpoint.result.as_ref().err()?;
                 let ifname = &endpoint.ifname;
-                Some(
-                    match self.estate.workloads.get(endpoint.workload) {
-                        Some(workload) => {
-                            format!("{}/{} on {ifname}: {reason}", workload.namespace, workload.name)
-                        }
-                        None => format!("{ifname}: {reason}"),
-                    },
-                )
+                Some(match self.estate.workloads.get(endpoint.workload) {
+                    Some(workload) => {
+                        format!(
+                            "{}/{} on {ifname}: {reason}",
+                            workload.namespace, workload.name
+                        )
+                    }
+                    None => format!("{ifname}: {reason}"),
+                })
             })
             .collect()
     }

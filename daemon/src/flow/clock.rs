@@ -82,7 +82,10 @@ mod tests {
         let now_ms: u64 = (1 << 32) + 10;
         let clock = Clock::with_offset(wall, now_ms * 1_000_000);
         let ago = |wrapped| {
-            1_700_000_000_000 - clock.wall_of_ms(wrapped, now_ms * 1_000_000).as_millisecond()
+            1_700_000_000_000
+                - clock
+                    .wall_of_ms(wrapped, now_ms * 1_000_000)
+                    .as_millisecond()
         };
         assert_eq!(ago(10), 0);
         assert_eq!(ago(0), 10);
@@ -93,6 +96,9 @@ mod tests {
     fn the_sampled_clock_is_now() {
         let clock = Clock::sample();
         let difference = Timestamp::now().duration_since(clock.wall(monotonic_ns()));
-        assert!(difference.abs() < SignedDuration::from_secs(5), "{difference:?}");
+        assert!(
+            difference.abs() < SignedDuration::from_secs(5),
+            "{difference:?}"
+        );
     }
 }

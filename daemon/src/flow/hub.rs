@@ -95,12 +95,7 @@ impl FlowHub {
 
     /// The newest records, oldest first, and every later one.
     #[must_use]
-    pub fn follow(
-        &self,
-    ) -> (
-        Vec<Arc<FlowRecord>>,
-        broadcast::Receiver<Arc<FlowRecord>>,
-    ) {
+    pub fn follow(&self) -> (Vec<Arc<FlowRecord>>, broadcast::Receiver<Arc<FlowRecord>>) {
         let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
         let live = self.live.subscribe();
         (recent.records.iter().cloned().collect(), live)

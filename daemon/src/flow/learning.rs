@@ -129,10 +129,7 @@ impl Learner {
         if !self.learned {
             return;
         }
-        let changes = merge(
-            std::mem::take(&mut self.unsaved),
-            self.edges.take_changes(),
-        );
+        let changes = merge(std::mem::take(&mut self.unsaved), self.edges.take_changes());
         let rest = Snapshot {
             edges: Vec::new(),
             ..self.edges.snapshot()
