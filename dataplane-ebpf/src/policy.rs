@@ -34,10 +34,7 @@ pub fn identity_of(network: u32, addr: &Addr) -> AddressValue {
     };
     let key = Key::new(CidrKey::NETWORK_BITS + 128, data);
     let identity = CIDRS.get(&key).copied().unwrap_or(identity::UNKNOWN);
-    AddressValue {
-        identity,
-        endpoint: 0,
-    }
+    AddressValue { identity, owner: 0 }
 }
 
 /// What is asked of a compiled policy, and the best answer so far.

@@ -39,6 +39,8 @@ pub struct Flow {
     pub identity: u32,
     pub network: u32,
     pub endpoint_flags: u32,
+    /// Number of the workload, see [`EndpointConfig`](dataplane_common::endpoint::EndpointConfig).
+    pub owner: u32,
     /// Direction of the packet.
     pub direction: Direction,
     pub unsure_until_ns: u64,
@@ -149,6 +151,7 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
     flow.identity = endpoint.identity;
     flow.network = endpoint.network;
     flow.endpoint_flags = endpoint.flags;
+    flow.owner = endpoint.owner;
     flow.direction = direction;
     flow.unsure_until_ns = endpoint.unsure_until_ns;
     match parse::parse(ctx, &mut flow.packet) {
@@ -468,7 +471,7 @@ fn judge_orientation(flow: &Flow, opener_local: bool) -> Judgement {
     if meta.mode == Mode::Discover as u8 {
         return allowed(rule_id::NONE);
     }
-    if peer.endpoint == flow.endpoint {
+    if peer.owner == flow.owner {
         return allowed(rule_id::SELF_TRAFFIC);
     }
     let direction = if opener_local {
@@ -660,7 +663,7 @@ fn wrong_address(flow: &Flow) -> Option<DropReason> {
     let packet = &flow.packet;
     if !flow.is_egress() {
         return match policy::owner(flow.network, &packet.destination) {
-            Some(owner) if owner.endpoint != flow.endpoint => Some(DropReason::NotForWorkload),
+            Some(owner) if owner.owner != flow.owner => Some(DropReason::NotForWorkload),
             _ => None,
         };
     }
@@ -668,7 +671,7 @@ fn wrong_address(flow: &Flow) -> Option<DropReason> {
         return Some(DropReason::MartianAddress);
     }
     match policy::owner(flow.network, &packet.source) {
-        Some(owner) if owner.endpoint == flow.endpoint => None,
+        Some(owner) if owner.owner == flow.owner => None,
         Some(_) => Some(DropReason::SourceSpoofed),
         None if flow.endpoint_flags & endpoint::flags::LEARN_ADDRESSES != 0 => {
             let details = Details {

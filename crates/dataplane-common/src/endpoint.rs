@@ -17,15 +17,16 @@ pub struct EndpointConfig {
     pub network: u32,
     /// Bits of [`flags`].
     pub flags: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// Number of the workload behind the interface, shared by all its interfaces: the
+    /// [`crate::identity::AddressValue::owner`] of the addresses it may send from.
+    pub owner: u32,
     /// Until when (`CLOCK_MONOTONIC` nanoseconds) the first packet of a connectionless flow may
     /// belong to a flow that began before the hooks were attached, so that its direction proves
     /// nothing.
     pub unsure_until_ns: u64,
 }
 assert_layout!(EndpointConfig, size = 32, align = 8, {
-    id @ 0, slot @ 4, identity @ 8, network @ 12, flags @ 16, unsure_until_ns @ 24,
+    id @ 0, slot @ 4, identity @ 8, network @ 12, flags @ 16, owner @ 20, unsure_until_ns @ 24,
 });
 
 /// Bits of [`EndpointConfig::flags`].

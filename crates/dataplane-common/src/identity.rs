@@ -36,11 +36,11 @@ assert_layout!(AddressKey, size = 20, align = 4, { network @ 0, addr @ 4 });
 pub struct AddressValue {
     /// Identity of the address.
     pub identity: Identity,
-    /// Endpoint id ([`crate::endpoint::EndpointConfig::id`]) that may use the address as a source;
-    /// 0 for addresses of no local endpoint.
-    pub endpoint: u32,
+    /// [`crate::endpoint::EndpointConfig::owner`] of the workload that may use the address as a
+    /// source; 0 for addresses of no local workload.
+    pub owner: u32,
 }
-assert_layout!(AddressValue, size = 8, align = 4, { identity @ 0, endpoint @ 4 });
+assert_layout!(AddressValue, size = 8, align = 4, { identity @ 0, owner @ 4 });
 
 /// Key of the longest-prefix map `cidrs`, after the `prefix_len` the kernel's LPM trie wants first.
 /// Prefix lengths count from the start of this struct: 32 bits of network plus the (v4-mapped)

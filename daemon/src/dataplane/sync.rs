@@ -17,7 +17,7 @@ use aya::maps::MapError;
 use aya::maps::lpm_trie;
 use dataplane_common::endpoint::{EndpointConfig, EndpointState, flags};
 use dataplane_common::identity::{AddressKey, AddressValue, CidrKey};
-use dataplane_common::policy::{CLASS_EGRESS_BIT, PolicyKey, PolicyMeta};
+use dataplane_common::policy::{PolicyKey, PolicyMeta};
 use dataplane_common::{Addr16, Direction, Identity, v4_mapped};
 use ipnet::IpNet;
 use policy::compile::Program;
@@ -281,28 +281,11 @@ fn fill_slot(
         program: Some(program.clone()),
         entries: Vec::new(),
     });
-    let mut meta = PolicyMeta {
-        ingress_classes: 0,
-        egress_classes: 0,
-        ingress_default_rule: program.ingress_default.1,
-        egress_default_rule: program.egress_default.1,
-        ingress_default: program.ingress_default.0 as u8,
-        egress_default: program.egress_default.0 as u8,
-        mode: program.mode as u8,
-        ready: 1,
-        _pad: 0,
-    };
     for (key, value) in &program.entries {
         let key = PolicyKey {
             policy: slot,
             ..*key
         };
-        let class = 1 << (key.class & !CLASS_EGRESS_BIT);
-        if key.class & CLASS_EGRESS_BIT != 0 {
-            meta.egress_classes |= class;
-        } else {
-            meta.ingress_classes |= class;
-        }
         dataplane
             .maps
             .policy_entries
@@ -313,7 +296,7 @@ fn fill_slot(
     dataplane
         .maps
         .policies
-        .set(slot, Wire(meta), 0)
+        .set(slot, Wire(program.meta()), 0)
         .map_err(map_error("write", "policies"))
 }
 
@@ -330,6 +313,15 @@ struct Plan {
 fn plan_endpoints(dataplane: &mut Dataplane, desired: &Desired, slots: &[u32]) -> Vec<Plan> {
     let mut plans = Vec::with_capacity(desired.endpoints.len());
     let mut taken: BTreeSet<u32> = BTreeSet::new();
+    // A workload keeps its number while any of its interfaces stays.
+    let mut owners: HashMap<usize, u32> = HashMap::new();
+    for wanted in &desired.endpoints {
+        if let Some(present) = dataplane.inventory.endpoints.get(&wanted.ifindex) {
+            owners
+                .entry(wanted.workload)
+                .or_insert(present.config.owner);
+        }
+    }
     for wanted in &desired.endpoints {
         let workload = desired.compiled.workloads[wanted.workload];
         let endpoint_flags = if wanted.learn_addresses {
@@ -366,19 +358,21 @@ fn plan_endpoints(dataplane: &mut Dataplane, desired: &Desired, slots: &[u32]) -
                             (0..max).find(|slot| !used.contains(slot) && !taken.contains(slot))
                         });
                     dataplane.inventory.next_endpoint_id += 1;
+                    let id = dataplane.inventory.next_endpoint_id;
                     let config = EndpointConfig {
-                        id: dataplane.inventory.next_endpoint_id,
+                        id,
                         slot: slot.unwrap_or_default(),
                         identity: workload.identity,
                         network: wanted.network,
                         flags: endpoint_flags,
-                        _pad: 0,
+                        owner: owners.get(&wanted.workload).copied().unwrap_or(id),
                         unsure_until_ns: unsure_until(wanted.unsure_for),
                     };
                     taken.extend(slot);
                     (config, true, true, slot.is_none())
                 }
             };
+        owners.entry(wanted.workload).or_insert(config.owner);
         plans.push(Plan {
             wanted: wanted.clone(),
             config,
@@ -406,7 +400,7 @@ fn desired_addresses(desired: &Desired, plans: &[Plan]) -> HashMap<AddressKey, A
             key,
             AddressValue {
                 identity: *identity,
-                endpoint: 0,
+                owner: 0,
             },
         );
     }
@@ -426,7 +420,7 @@ fn desired_addresses(desired: &Desired, plans: &[Plan]) -> HashMap<AddressKey, A
                 key,
                 AddressValue {
                     identity,
-                    endpoint: plan.config.id,
+                    owner: plan.config.owner,
                 },
             );
         }
