@@ -151,8 +151,39 @@ pub fn compile(
     unselected: Unselected,
     interner: &mut Interner,
 ) -> Result<Compiled, CompileError> {
+    compile_after(
+        &Compiled::default(),
+        estate,
+        policies,
+        modes,
+        unselected,
+        interner,
+    )
+}
+
+/// [`compile`], for taking effect after `in_force`.
+///
+/// Labels that change and blocks that policies newly name give addresses other identities. Programs
+/// take effect before the addresses do, so they also know the identities that only `in_force` still
+/// assigns, and judge them by what these stand for: a workload that changes its labels has its old
+/// labels until its address moves, instead of being unknown. The result differs from [`compile`]'s
+/// in those entries only, and in nothing when no identity goes out of use. The interner must be the
+/// one `in_force` was compiled with.
+///
+/// # Errors
+///
+/// As [`compile`].
+pub fn compile_after(
+    in_force: &Compiled,
+    estate: &Estate,
+    policies: &PolicySet,
+    modes: &Modes,
+    unselected: Unselected,
+    interner: &mut Interner,
+) -> Result<Compiled, CompileError> {
     let policies = resolve(policies);
-    let space = address::AddressSpace::new(estate, &policies, interner)?;
+    let mut space = address::AddressSpace::new(estate, &policies, interner)?;
+    space.keep(in_force, interner);
     let peers = peer::PeerIndex::new(estate, &space);
     let mut compiler = program::Compiler::new(&policies, &space, peers, unselected, interner)?;
 

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use common::{Scene, assert_agreement, ip};
-use policy::compile::Interner;
-use policy::evaluate::{Evaluator, Flow};
+use dataplane_common::Direction;
+use dataplane_common::policy::Action;
+use policy::compile::{Interner, compile, compile_after, identity_of, lookup};
+use policy::evaluate::{Evaluator, Flow, Owner};
 use policy::export::to_yaml;
 use policy::model::{
     Estate, Labels, Mode, Modes, NamedPort, Namespace, Protocol, Unselected, Workload,
@@ -342,6 +344,29 @@ fn unselected() -> impl Strategy<Value = Unselected> {
     select(&[Unselected::Deny, Unselected::Allow][..])
 }
 
+/// The policies without their blocks, and without the rules that have no other peer.
+fn without_blocks(policies: &[NetworkPolicy]) -> Vec<NetworkPolicy> {
+    let strip = |peers: &mut Option<Vec<Peer>>| match peers {
+        Some(list) if !list.is_empty() => {
+            list.retain(|peer| peer.ip_block.is_none());
+            !list.is_empty()
+        }
+        _ => true,
+    };
+    let mut policies = policies.to_vec();
+    for policy in &mut policies {
+        // What isolates must not change with the rules.
+        policy.spec.policy_types = Some(policy::resolve::effective_policy_types(&policy.spec));
+        if let Some(rules) = &mut policy.spec.ingress {
+            rules.retain_mut(|rule| strip(&mut rule.from));
+        }
+        if let Some(rules) = &mut policy.spec.egress {
+            rules.retain_mut(|rule| strip(&mut rule.to));
+        }
+    }
+    policies
+}
+
 proptest! {
     #[test]
     fn compiled_maps_agree_with_the_evaluator(
@@ -455,6 +480,71 @@ proptest! {
                 if before.evaluate(other).allowed_by_policy() {
                     let decision = after.evaluate(other);
                     prop_assert!(decision.allowed_by_policy(), "{other:?}\n{explanation}");
+                }
+            }
+        }
+    }
+
+    /// Between the flip of the programs and the move of the addresses.
+    #[test]
+    fn programs_in_force_before_their_addresses(
+        estate in estate(),
+        blocks in policy_list(),
+        unselected in unselected(),
+        flows in flows(),
+    ) {
+        let modes = Modes { default: Mode::Protect, groups: BTreeMap::new() };
+        let set = |policies| PolicySet::from_policies(policies, "random").unwrap();
+        let plain = set(without_blocks(&blocks));
+        let blocks = set(blocks);
+        let between = |before: &PolicySet, after: &PolicySet| {
+            let mut interner = Interner::new();
+            let in_force = compile(&estate, before, &modes, unselected, &mut interner).unwrap();
+            let mut next =
+                compile_after(&in_force, &estate, after, &modes, unselected, &mut interner).unwrap();
+            next.addresses = in_force.addresses;
+            next.prefixes = in_force.prefixes;
+            (next, interner)
+        };
+        let scene =
+            |policies| Scene { estate: estate.clone(), policies, modes: modes.clone(), unselected };
+
+        // Identities that lose their block are judged as without it.
+        let (next, interner) = between(&blocks, &plain);
+        let after = scene(plain.clone());
+        let evaluator = Evaluator::new(&after.estate, &after.policies, &modes, unselected);
+        for flow in &flows {
+            assert_agreement(&after, &evaluator, &next, &interner, flow)
+                .map_err(TestCaseError::fail)?;
+        }
+
+        // Identities that gain one keep what the rest of the policies allow them and gain nothing.
+        let (next, _) = between(&plain, &blocks);
+        let most = Evaluator::new(&estate, &blocks, &modes, unselected);
+        let least = Evaluator::new(&estate, &plain, &modes, unselected);
+        for flow in &flows {
+            for (index, workload) in estate.workloads.iter().enumerate() {
+                let local = |address| most.owner(address) == Owner::Workload(workload);
+                if local(flow.source) || !local(flow.destination) {
+                    continue;
+                }
+                let peer = identity_of(&next, flow.source);
+                let (action, _) = lookup(
+                    &next,
+                    next.workloads[index].program,
+                    Direction::Ingress,
+                    peer,
+                    flow.protocol,
+                    flow.destination_port,
+                );
+                let action_of = |evaluator: &Evaluator<'_>| {
+                    evaluator.evaluate(flow).ingress.map(|side| side.action)
+                };
+                if action_of(&least) == Some(Action::Allow) {
+                    prop_assert_eq!(action, Action::Allow, "{:?}", flow);
+                }
+                if action_of(&most) == Some(Action::Deny) {
+                    prop_assert_eq!(action, Action::Deny, "{:?}", flow);
                 }
             }
         }

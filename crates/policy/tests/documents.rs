@@ -3,8 +3,11 @@
 
 mod common;
 
-use policy::compile::Interner;
+use dataplane_common::Direction;
+use dataplane_common::policy::Action;
+use policy::compile::{Compiled, Interner, compile_after, lookup};
 use policy::export::{AnnotatedPolicy, to_yaml};
+use policy::model::Protocol;
 use policy::netpol::{LabelSelector, NetworkPolicy, NetworkPolicySpec};
 use policy::parse::{ParsedDocuments, PolicyDocument, PolicyName, PolicySet, parse_documents};
 
@@ -374,9 +377,8 @@ fn numbers_are_stable_and_never_reused() {
     let mut scene = common::Scene::new(workloads, vec![], rule("192.0.2.0/24"));
     let mut interner = Interner::new();
     let first = scene.compile(&mut interner);
-    let block = |compiled: &policy::compile::Compiled, text: &str| {
-        compiled.prefixes[&text.parse::<ipnet::IpNet>().unwrap()]
-    };
+    let block =
+        |compiled: &Compiled, text: &str| compiled.prefixes[&text.parse::<ipnet::IpNet>().unwrap()];
     let old = block(&first, "192.0.2.0/24");
     scene.policies = rule("198.51.100.0/24");
     let second = scene.compile(&mut interner);
@@ -390,4 +392,63 @@ fn numbers_are_stable_and_never_reused() {
     assert_eq!(interner.identity(0), None);
     assert_eq!(interner.identity(u32::MAX), None);
     assert_eq!(interner.rule(u32::MAX), None);
+}
+
+#[test]
+fn a_relabelled_workload_is_known_until_its_address_moves() {
+    let rule = "podSelector: {matchLabels: {app: a}}\ningress: [{from: [{podSelector: \
+                {matchExpressions: [{key: app, operator: In, values: [b, c]}]}}]}]";
+    let workloads = vec![
+        common::workload("x/a", "app=a", &["10.9.0.2"]),
+        common::workload("x/b", "app=b", &["10.9.0.3"]),
+    ];
+    let mut scene = common::Scene::new(workloads, vec![], common::spec(rule));
+    let mut interner = Interner::new();
+    let in_force = scene.compile(&mut interner);
+    let old = in_force.addresses[&common::ip("10.9.0.3")];
+    scene.estate.workloads[1].labels = common::labels("app=c");
+    let plain = scene.compile(&mut interner);
+    let next = compile_after(
+        &in_force,
+        &scene.estate,
+        &scene.policies,
+        &scene.modes,
+        scene.unselected,
+        &mut interner,
+    )
+    .unwrap();
+    let new = next.addresses[&common::ip("10.9.0.3")];
+    assert_ne!(old, new);
+    let action = |compiled: &Compiled, peer| {
+        let program = compiled.workloads[0].program;
+        lookup(
+            compiled,
+            program,
+            Direction::Ingress,
+            peer,
+            Protocol::TCP,
+            80,
+        )
+        .0
+    };
+    assert_eq!([action(&next, old), action(&next, new)], [Action::Allow; 2]);
+    assert_eq!(
+        [action(&plain, old), action(&plain, new)],
+        [Action::Deny, Action::Allow]
+    );
+    assert_eq!(
+        (&next.addresses, &next.prefixes),
+        (&plain.addresses, &plain.prefixes)
+    );
+    // Nothing goes out of use: nothing is kept.
+    let again = compile_after(
+        &next,
+        &scene.estate,
+        &scene.policies,
+        &scene.modes,
+        scene.unselected,
+        &mut interner,
+    )
+    .unwrap();
+    assert_eq!(again, plain);
 }

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use dataplane_common::Identity;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::CompileError;
 use super::intern::{IdentityInfo, Interner};
+use super::{CompileError, Compiled};
 use crate::model::{Estate, Labels, NamedPort, Workload};
 use crate::resolve::{Block, PeerMatch, Peers, ResolvedPolicy};
 
@@ -178,6 +178,54 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Keeps identities known that the addresses in force still have, so that programs may take
+    /// effect before the addresses move on. They stand for nothing new: no address, no prefix.
+    pub(super) fn keep(&mut self, in_force: &Compiled, interner: &Interner) {
+        let assigned: BTreeSet<Identity> = identities(&self.addresses, &self.prefixes).collect();
+        let retired: BTreeSet<Identity> = identities(&in_force.addresses, &in_force.prefixes)
+            .filter(|identity| !assigned.contains(identity))
+            .collect();
+        if retired.is_empty() {
+            return;
+        }
+        let profiles = self.profiles.iter().cloned().enumerate();
+        let mut known: HashMap<Profile, usize> =
+            profiles.map(|(index, profile)| (profile, index)).collect();
+        for identity in retired {
+            let (block, profile) = match interner.identity(identity) {
+                Some(IdentityInfo::Workload {
+                    namespace,
+                    labels,
+                    ports,
+                    block,
+                }) => {
+                    let profile = Profile {
+                        namespace,
+                        labels,
+                        ports,
+                    };
+                    let index = *known.entry(profile).or_insert_with_key(|profile| {
+                        self.profiles.push(profile.clone());
+                        self.profile_identities.push(BTreeSet::new());
+                        self.profiles.len() - 1
+                    });
+                    self.profile_identities[index].insert(identity);
+                    (block, Some(index))
+                }
+                Some(IdentityInfo::Host { block }) => {
+                    self.host_identities.insert(identity);
+                    (block, None)
+                }
+                Some(IdentityInfo::Block { cidr }) => (Some(cidr), None),
+                Some(IdentityInfo::World) | None => continue,
+            };
+            if let Some(block) = block {
+                let pieces = self.blocks.entry(block).or_default();
+                pieces.insert(Piece { identity, profile });
+            }
+        }
+    }
+
     fn add_piece(&mut self, block: Option<IpNet>, identity: Identity, profile: Option<usize>) {
         if let Some(pieces) = block.and_then(|block| self.blocks.get_mut(&block)) {
             pieces.insert(Piece { identity, profile });
@@ -192,6 +240,13 @@ impl AddressSpace {
             .filter(|(net, _)| !block.except.iter().any(|except| except.contains(*net)))
             .flat_map(|(_, pieces)| pieces.iter().copied())
     }
+}
+
+fn identities<'m>(
+    addresses: &'m BTreeMap<IpAddr, Identity>,
+    prefixes: &'m BTreeMap<IpNet, Identity>,
+) -> impl Iterator<Item = Identity> + 'm {
+    addresses.values().chain(prefixes.values()).copied()
 }
 
 /// Every block and exception that a policy names.
