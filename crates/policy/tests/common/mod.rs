@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+pub mod random;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -246,4 +248,23 @@ fn matching_rules(scene: &Scene, flow: &Flow, direction: Direction) -> Vec<RuleR
         Direction::Ingress => explanation.ingress,
     };
     side.map(|side| side.allowed_by).unwrap_or_default()
+}
+
+/// Namespaces `x` (policies live here) and `y`, each with `a`, `b` and `c`; `pod` is the name.
+pub fn scene(policies: PolicySet) -> Scene {
+    let mut workloads = Vec::new();
+    for (third, ns) in ["x", "y"].into_iter().enumerate() {
+        for (last, name) in ["a", "b", "c"].into_iter().enumerate() {
+            workloads.push(workload(
+                &format!("{ns}/{name}"),
+                &format!("pod={name}"),
+                &[
+                    &format!("10.0.{third}.{}", last + 2),
+                    &format!("fd00::{third}:{}", last + 2),
+                ],
+            ));
+        }
+    }
+    let namespaces = vec![namespace("x", "team=one"), namespace("y", "team=two")];
+    Scene::new(workloads, namespaces, policies)
 }
