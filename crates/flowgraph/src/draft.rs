@@ -10,8 +10,8 @@ use policy::netpol::{
 };
 
 use crate::edge::PeerKey;
+use crate::evidence::{PortEvidence, RuleEvidence, SuggestedPolicy};
 use crate::selector::Choice;
-use crate::suggest::{PortEvidence, RuleEvidence, SuggestedPolicy};
 use crate::text::{count, visible};
 
 /// A port of a protocol NetworkPolicy knows.

@@ -33,6 +33,7 @@ pub mod aggregate;
 pub mod direction;
 mod draft;
 pub mod edge;
+mod evidence;
 pub mod filter;
 mod flow;
 pub mod graph;

@@ -203,16 +203,25 @@ const BOX_HEIGHT: usize = 36;
 const COLUMN: usize = BOX_WIDTH + 150;
 const ROW: usize = BOX_HEIGHT + 34;
 const MARGIN: usize = 30;
+/// Room for an arrow's text.
+const LABEL_WIDTH: usize = 160;
 
 fn svg(picture: &Picture) -> String {
     let places = places(picture);
-    let width = places.iter().map(|(x, _)| x + BOX_WIDTH).max().unwrap_or(0) + MARGIN;
+    let curves: Vec<Curve> = picture
+        .arrows
+        .keys()
+        .map(|&(from, to, state)| Curve::between(places[from], places[to], state))
+        .collect();
+    let boxes_end = places.iter().map(|(x, _)| x + BOX_WIDTH);
+    let labels_end = curves.iter().map(|curve| curve.label.0 + LABEL_WIDTH / 2);
+    let width = boxes_end.chain(labels_end).max().unwrap_or(0) + MARGIN;
     let height = places
         .iter()
         .map(|(_, y)| y + BOX_HEIGHT)
         .max()
         .unwrap_or(0)
-        + 2 * MARGIN;
+        + MARGIN;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
          width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\" \
@@ -230,8 +239,8 @@ fn svg(picture: &Picture) -> String {
         .expect("writes to memory");
     }
     out.push_str("</defs>\n");
-    for ((from, to, state), services) in &picture.arrows {
-        svg_arrow(&mut out, picture, &places, (*from, *to, *state), services);
+    for ((arrow, services), curve) in picture.arrows.iter().zip(&curves) {
+        svg_arrow(&mut out, picture, *arrow, services, curve);
     }
     for (node, (x, y)) in picture.nodes.iter().zip(&places) {
         let (fill, radius) = match node.kind {
@@ -255,44 +264,57 @@ fn svg(picture: &Picture) -> String {
     out
 }
 
+/// A cubic Bezier curve, and where its text goes.
+struct Curve {
+    start: (usize, usize),
+    end: (usize, usize),
+    /// Horizontal places of the control points.
+    pull: (usize, usize),
+    label: (usize, usize),
+}
+
+impl Curve {
+    /// Towards the right a flat S from side to side; otherwise a bow around the right of both boxes.
+    /// Arrows of different states between the same boxes keep apart.
+    fn between(from: (usize, usize), to: (usize, usize), state: State) -> Self {
+        let apart = state as usize * 6;
+        let y = BOX_HEIGHT / 2 - 9 + apart;
+        let mut start = (from.0 + BOX_WIDTH, from.1 + y);
+        let forward = from.0 < to.0;
+        let end_x = if forward { to.0 } else { to.0 + BOX_WIDTH };
+        let mut end = (end_x, to.1 + y);
+        if from == to {
+            start.1 = from.1 + 4;
+            end.1 = to.1 + BOX_HEIGHT - 4;
+        }
+        let label_y = (start.1 + end.1) / 2 + apart;
+        if forward {
+            let middle = (start.0 + end.0) / 2;
+            Self {
+                start,
+                end,
+                pull: (middle, middle),
+                label: (middle, label_y),
+            }
+        } else {
+            let bow = 60 + start.1.abs_diff(end.1) / 6;
+            Self {
+                start,
+                end,
+                pull: (start.0 + bow, end.0 + bow),
+                label: ((start.0 + end.0) / 2 + bow * 3 / 4, label_y),
+            }
+        }
+    }
+}
+
 fn svg_arrow(
     out: &mut String,
     picture: &Picture,
-    places: &[(usize, usize)],
     (from, to, state): (usize, usize, State),
     services: &[String],
+    curve: &Curve,
 ) {
-    let (from_x, from_y) = places[from];
-    let (to_x, to_y) = places[to];
-    let middle = BOX_HEIGHT / 2;
-    let forward = from_x < to_x;
-    let (start, end) = ((from_x + BOX_WIDTH, from_y + middle), {
-        let x = if forward { to_x } else { to_x + BOX_WIDTH };
-        (x, to_y + middle)
-    });
-    // Towards the right a flat S; otherwise a bow around the right side of both boxes.
-    let bend = if forward {
-        (end.0 - start.0) / 2
-    } else {
-        70 + (start.1.abs_diff(end.1)) / 6
-    };
-    let pull = if forward { end.0 - bend } else { end.0 + bend };
-    let end_y = if from == to {
-        end.1 + middle / 2
-    } else {
-        end.1
-    };
-    let start_y = if from == to {
-        start.1 - middle / 2
-    } else {
-        start.1
-    };
-    let label_x = if forward {
-        (start.0 + end.0) / 2
-    } else {
-        start.0.max(end.0) + bend * 3 / 4
-    };
-    let label_y = (start_y + end_y) / 2;
     let text = services_text(services);
     let title = xml_text(&format!(
         "{} -> {}: {text} ({})",
@@ -310,19 +332,17 @@ fn svg_arrow(
         _ => format!(" marker-end=\"url(#a{})\"", state as u8),
     };
     let color = state.color();
-    // The label's own dy keeps arrows of different states between the same boxes apart.
-    let dy = state as usize * 12;
+    let ((start_x, start_y), (end_x, end_y)) = (curve.start, curve.end);
+    let (pull_start, pull_end) = curve.pull;
+    let (label_x, label_y) = curve.label;
+    let text = xml_text(&text);
     writeln!(
         out,
-        "<g><title>{title}</title><path d=\"M{} {start_y}C{} {start_y} {pull} {end_y} {} {end_y}\" \
-         fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"{dash}{marker}/>\
-         <text x=\"{label_x}\" y=\"{label_y}\" dy=\"{}\" text-anchor=\"middle\" font-size=\"10\" \
-         fill=\"{color}\" stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\">{}</text></g>",
-        start.0,
-        start.0 + bend,
-        end.0,
-        dy as i64 - 4,
-        xml_text(&text),
+        "<g><title>{title}</title><path d=\"M{start_x} {start_y}C{pull_start} {start_y} {pull_end} \
+         {end_y} {end_x} {end_y}\" fill=\"none\" stroke=\"{color}\" \
+         stroke-width=\"1.5\"{dash}{marker}/><text x=\"{label_x}\" y=\"{label_y}\" \
+         text-anchor=\"middle\" font-size=\"10\" fill=\"{color}\" stroke=\"#ffffff\" \
+         stroke-width=\"3\" paint-order=\"stroke\">{text}</text></g>"
     )
     .expect("writes to memory");
 }

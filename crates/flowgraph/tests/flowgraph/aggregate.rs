@@ -73,7 +73,7 @@ fn distinct_flows_workloads_and_families_add_up_on_one_edge() {
         ("fd00::2", "fd00::3", 40_000, 0),
     ] {
         let talk = Talk::tcp(source, destination, 8080)
-            .from_port(port)
+            .client_port(port)
             .starting(start);
         records.extend(talk.whole());
     }
@@ -151,7 +151,7 @@ fn totals_of_a_reader_that_missed_the_beginning_belong_to_the_running_flow() {
 #[test]
 fn an_opener_found_later_moves_the_flow_to_its_edge() {
     let unknown = Talk::tcp("10.0.0.3", "10.0.0.1", 40_000)
-        .from_port(8080)
+        .client_port(8080)
         .opener(Opener::Unknown);
     let inferred = Talk::tcp("10.0.0.1", "10.0.0.3", 8080).opener(Opener::Inferred);
     let mut store = store(&[unknown.record(Reporter::Source, Event::Summary, [3, 3])]);
@@ -177,7 +177,7 @@ fn an_opener_found_later_moves_the_flow_to_its_edge() {
 fn certainty_beats_inference_and_contradiction_is_unknown() {
     let certain = Talk::tcp("10.0.0.1", "10.0.0.3", 8080);
     let wrong = Talk::tcp("10.0.0.3", "10.0.0.1", 40_000)
-        .from_port(8080)
+        .client_port(8080)
         .opener(Opener::Inferred);
     let summary = |talk: &Talk, reporter| talk.record(reporter, Event::Summary, [3, 3]);
     let records = [
@@ -207,8 +207,16 @@ fn an_edge_passed_only_if_both_sides_passed_it() {
     let last = edge.ingress.last.unwrap();
     assert_eq!(last.verdict, Verdict::Dropped);
     assert_eq!(last.drop_reason.as_deref(), Some("policy_default_deny"));
+    // The same when it is the source's policy that denies.
+    let mut records = talk.whole();
+    records.push(
+        talk.clone()
+            .starting(50)
+            .denied(Reporter::Source, "policy_revoked"),
+    );
+    assert_eq!(only(&self::store(&records)).passage(), Passage::Denied);
     // Allowed later: the next connection passes both.
-    for record in talk.starting(100).from_port(41_000).whole() {
+    for record in talk.starting(100).client_port(41_000).whole() {
         store.apply(&record);
     }
     assert_eq!(only(&store).passage(), Passage::Passed);
@@ -358,6 +366,30 @@ fn a_scan_cannot_fill_the_store_and_what_it_missed_is_counted() {
 }
 
 #[test]
+fn answered_edges_are_never_too_many() {
+    let mut store = EdgeStore::new(Limits {
+        unanswered_per_source: 10,
+        ..Limits::default()
+    });
+    for port in 1..=100 {
+        for record in Talk::tcp("10.0.0.1", "10.0.0.3", port).whole() {
+            assert!(store.apply(&record).is_some());
+        }
+    }
+    assert_eq!((store.stats().edges, store.folded().count()), (100, 0));
+    // And what was answered once stays so when the store is read back.
+    let mut store = EdgeStore::restore(
+        Limits {
+            unanswered_per_source: 10,
+            ..Limits::default()
+        },
+        store.snapshot(),
+    );
+    let probe = Talk::tcp("10.0.0.1", "10.0.0.3", 200).record(Reporter::Source, Event::New, [1, 0]);
+    assert!(store.apply(&probe).is_some());
+}
+
+#[test]
 fn a_restart_loses_and_doubles_nothing() {
     let talk = Talk::tcp("10.0.0.1", "10.0.0.3", 8080);
     let records = talk.whole();
@@ -403,7 +435,7 @@ fn loss_is_attributed_to_the_edges_watched_meanwhile() {
 #[test]
 fn flows_are_forgotten_when_they_cannot_report_any_more() {
     let closed = Talk::tcp("10.0.0.1", "10.0.0.3", 8080);
-    let open = Talk::tcp("10.0.0.1", "10.0.0.3", 8080).from_port(40_001);
+    let open = Talk::tcp("10.0.0.1", "10.0.0.3", 8080).client_port(40_001);
     let mut records = closed.whole();
     records.push(open.record(Reporter::Source, Event::Summary, [5, 5]));
     let mut store = store(&records);
@@ -427,7 +459,7 @@ fn too_many_flows_forget_the_most_silent_and_say_so() {
     let mut store = EdgeStore::new(limits);
     for flow in 0..100_u16 {
         let talk = Talk::tcp("10.0.0.1", "10.0.0.3", 8080)
-            .from_port(40_000 + flow)
+            .client_port(40_000 + flow)
             .starting(i64::from(flow) * 10);
         store.apply(&talk.record(Reporter::Source, Event::Summary, [5, 5]));
         assert!(store.stats().flows <= 80);
@@ -487,7 +519,7 @@ fn talks() -> impl Strategy<Value = Vec<Talk>> {
             .map(|(n, (a, b, port, udp, start))| {
                 let talk = if udp { Talk::udp } else { Talk::tcp };
                 talk(ips[a], ips[b], port)
-                    .from_port(40_000 + n as u16)
+                    .client_port(40_000 + n as u16)
                     .starting(start)
             })
             .collect()

@@ -158,7 +158,7 @@ impl Talk {
         }
     }
 
-    pub(crate) fn from_port(mut self, port: u16) -> Self {
+    pub(crate) fn client_port(mut self, port: u16) -> Self {
         self.source.1 = port;
         self
     }

@@ -19,6 +19,9 @@ enum End {
 }
 use End::{Bound, Hidden, Other};
 
+/// Name, protocol, the two ends with their ports, and what is expected.
+type Case<T> = (&'static str, Protocol, (u16, End), (u16, End), T);
+
 fn sockets(end: End, protocol: Protocol, port: u16) -> Option<Sockets> {
     let mut sockets = Sockets::default();
     sockets.insert(protocol, "0.0.0.0:9".parse().unwrap());
@@ -44,7 +47,7 @@ fn flows_that_began_unseen_are_decided_by_sockets_or_not_at_all() {
     let (tcp, udp, sctp) = (Protocol::TCP, Protocol::UDP, Protocol::SCTP);
     let any4 = Bound("0.0.0.0");
     // Name, protocol, local port and end, remote port and end, decision.
-    let cases: &[(&str, Protocol, (u16, End), (u16, End), OpenerDecision)] = &[
+    let cases: &[Case<OpenerDecision>] = &[
         (
             "long-lived to a server",
             tcp,
@@ -230,7 +233,7 @@ fn a_flow_seen_from_its_beginning_is_certain_unless_its_sockets_contradict() {
     let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
     let any4 = Bound("0.0.0.0");
     // Name, protocol, sender port and end, receiver port and end, whether the sender is the opener.
-    let cases: &[(&str, Protocol, (u16, End), (u16, End), bool)] = &[
+    let cases: &[Case<bool>] = &[
         ("syn", tcp, (40_000, Other), (80, any4), true),
         (
             "syn to a closed port",

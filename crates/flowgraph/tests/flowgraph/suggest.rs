@@ -209,7 +209,7 @@ fn each_rule_carries_the_evidence_of_its_edge() {
     let mut talks = shop_talks();
     talks.push(
         Talk::tcp("10.0.0.1", "10.0.0.3", 8080)
-            .from_port(41_000)
+            .client_port(41_000)
             .starting(86_400)
             .opener(Opener::Inferred),
     );
@@ -271,7 +271,7 @@ fn what_becomes_no_rule_is_returned_with_its_reason() {
     let repeated: Vec<_> = [40_000, 40_001]
         .map(|port| {
             db.clone()
-                .from_port(port)
+                .client_port(port)
                 .record(Reporter::Source, Event::Summary, [3, 0])
         })
         .into();
