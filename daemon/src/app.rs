@@ -86,7 +86,10 @@ pub fn run(config: &Config) -> Result<(), AppError> {
 
 fn check_host(config: &Config) -> Result<(), AppError> {
     let findings = preflight::check(&config.places);
-    for finding in findings.iter().filter(|finding| finding.level == Level::Warn) {
+    for finding in findings
+        .iter()
+        .filter(|finding| finding.level == Level::Warn)
+    {
         tracing::warn!(
             subject = finding.subject,
             hint = finding.hint,
@@ -124,16 +127,14 @@ async fn serve(config: &Config, started: Timestamp) -> Result<(), AppError> {
     }
     let inventory = initial_inventory(config, &store).await?;
     // The socket is bound before the kernel is touched, so that a second daemon stops here.
-    let socket = api::bind(&config.places.socket).with_context(|| {
-        format!("cannot listen on {}", config.places.socket.display())
-    })?;
+    let socket = api::bind(&config.places.socket)
+        .with_context(|| format!("cannot listen on {}", config.places.socket.display()))?;
 
     let dataplane_config = DataplaneConfig::new(config.places.bpffs.clone());
-    let (dataplane, ring) =
-        tokio::task::spawn_blocking(move || Dataplane::open(&dataplane_config))
-            .await
-            .context("loading the dataplane panicked")?
-            .map_err(anyhow::Error::from)?;
+    let (dataplane, ring) = tokio::task::spawn_blocking(move || Dataplane::open(&dataplane_config))
+        .await
+        .context("loading the dataplane panicked")?
+        .map_err(anyhow::Error::from)?;
 
     let registry = registry::start(
         RegistryConfig {

@@ -83,10 +83,9 @@ fn collect(directory: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
         // Links to directories are not followed: they may lead in a circle.
         if entry.file_type().with_context(cannot)?.is_dir() {
             collect(&path, files)?;
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml" || extension == "json")
-        {
+        } else if path.extension().is_some_and(|extension| {
+            extension == "yaml" || extension == "yml" || extension == "json"
+        }) {
             files.insert(path);
         }
     }
@@ -122,7 +121,11 @@ mod tests {
     fn errors_name_the_path() {
         let dir = tempfile::tempdir().unwrap();
         let empty = read(&[dir.path().to_owned()]).unwrap_err();
-        assert!(empty.to_string().contains(&dir.path().display().to_string()));
+        assert!(
+            empty
+                .to_string()
+                .contains(&dir.path().display().to_string())
+        );
         let missing = read(&["/nonexistent/x.yaml".into()]).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/x.yaml"));
         let binary = dir.path().join("x.yaml");

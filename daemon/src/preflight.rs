@@ -16,8 +16,6 @@ pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 /// First kernel with TCX links; older ones get clsact filters.
 pub const TCX_KERNEL: (u32, u32) = (6, 6);
 
-
-
 /// Subject of the finding about a running daemon.
 pub const SUBJECT_DAEMON: &str = "daemon";
 
@@ -332,7 +330,9 @@ fn bpffs(facts: &Facts, places: &Places) -> Finding {
             mount.display(),
             mount.join("portcullis").display()
         ),
-        None => "`mount -t bpf bpf /sys/fs/bpf` (in `ip netns exec` it must be mounted again)".into(),
+        None => {
+            "`mount -t bpf bpf /sys/fs/bpf` (in `ip netns exec` it must be mounted again)".into()
+        }
     };
     Finding::fail(
         "bpffs",
@@ -540,7 +540,10 @@ mod tests {
             assert_eq!(findings[0].subject, subject);
             assert_eq!(findings[0].level, level, "{findings:?}");
             assert!(
-                findings[0].hint.as_ref().is_some_and(|hint| !hint.is_empty()),
+                findings[0]
+                    .hint
+                    .as_ref()
+                    .is_some_and(|hint| !hint.is_empty()),
                 "{subject} has no way out"
             );
         }
@@ -557,7 +560,10 @@ mod tests {
         assert_eq!(kernel_version("6.1.0-37-cloud-amd64"), Some((6, 1)));
         assert_eq!(kernel_version("6.18.44-fc-v669"), Some((6, 18)));
         assert_eq!(kernel_version("x"), None);
-        assert_eq!(effective_capabilities("Uid:\t0\nCapEff:\t00000000000010ff\n"), 0x10ff);
+        assert_eq!(
+            effective_capabilities("Uid:\t0\nCapEff:\t00000000000010ff\n"),
+            0x10ff
+        );
         assert_eq!(effective_capabilities(""), 0);
         assert!(is_initial_uid_map("         0          0 4294967295"));
         assert!(!is_initial_uid_map("         0       1000          1"));
@@ -570,7 +576,10 @@ mod tests {
     #[test]
     fn places_that_cannot_be_written_are_refused() {
         assert_eq!(writable(Path::new("/tmp")), Access::Usable);
-        assert_eq!(writable(Path::new("/tmp/portcullis-not-there/x")), Access::Missing);
+        assert_eq!(
+            writable(Path::new("/tmp/portcullis-not-there/x")),
+            Access::Missing
+        );
         assert_eq!(
             connectable(Path::new("/tmp/portcullis-no-such.sock")),
             Access::Missing

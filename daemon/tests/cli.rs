@@ -1,5 +1,7 @@
 //! The command line as a user meets it: arguments, exit codes, where output goes. No privileges.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -57,10 +59,23 @@ fn help_and_version_are_data_and_no_error() {
     }
     let help = text(&portcullis(&["--help"]).stdout);
     for command in [
-        "run", "demo", "doctor", "status", "workloads", "groups", "inventory", "mode", "policy",
-        "flows", "graph", "detach",
+        "run",
+        "demo",
+        "doctor",
+        "status",
+        "workloads",
+        "groups",
+        "inventory",
+        "mode",
+        "policy",
+        "flows",
+        "graph",
+        "detach",
     ] {
-        assert!(help.contains(&format!("\n  {command}")), "{command} is missing: {help}");
+        assert!(
+            help.contains(&format!("\n  {command}")),
+            "{command} is missing: {help}"
+        );
     }
 }
 
@@ -76,7 +91,14 @@ fn wrong_arguments_are_usage_errors_on_standard_error() {
         &["mode", "set", "--all"],
         &["mode", "set", "--all", "strict"],
         &["mode", "set", "--all", "shop/web", "protect"],
-        &["mode", "set", "shop/web", "protect", "--confirm-within", "soon"],
+        &[
+            "mode",
+            "set",
+            "shop/web",
+            "protect",
+            "--confirm-within",
+            "soon",
+        ],
         &["policy", "apply"],
         &["policy", "delete"],
         &["policy", "explain", "--from", "a"],
@@ -105,7 +127,14 @@ fn every_client_command_without_a_daemon_fails_with_a_way_out() {
         &["history"],
         &["mode", "get"],
         &["mode", "set", "--all", "protect"],
-        &["mode", "set", "shop/web", "protect", "--confirm-within", "5m"],
+        &[
+            "mode",
+            "set",
+            "shop/web",
+            "protect",
+            "--confirm-within",
+            "5m",
+        ],
         &["mode", "confirm"],
         &["mode", "revert"],
         &["policy", "list"],
@@ -113,7 +142,9 @@ fn every_client_command_without_a_daemon_fails_with_a_way_out() {
         &["policy", "delete", "shop/api"],
         &["policy", "suggest"],
         &["policy", "export"],
-        &["policy", "explain", "--from", "a", "--to", "b", "--port", "80"],
+        &[
+            "policy", "explain", "--from", "a", "--to", "b", "--port", "80",
+        ],
         &["inventory", "show"],
         &["flows", "--follow", "--verdict", "dropped", "--since", "5m"],
         &["graph", "-o", "svg"],
@@ -121,8 +152,14 @@ fn every_client_command_without_a_daemon_fails_with_a_way_out() {
         let output = portcullis(arguments);
         assert_code(&output, 1);
         let stderr = text(&output.stderr);
-        assert!(stderr.starts_with("error: cannot reach the daemon on "), "{stderr}");
-        assert!(stderr.contains("\nhint: start it with `portcullis run`"), "{stderr}");
+        assert!(
+            stderr.starts_with("error: cannot reach the daemon on "),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("\nhint: start it with `portcullis run`"),
+            "{stderr}"
+        );
         assert!(output.stdout.is_empty());
     }
 }
@@ -140,16 +177,21 @@ fn policy_check_needs_no_daemon_and_names_each_mistake() {
 
     let bad = dir.path().join("bad.yaml");
     std::fs::write(&bad, GOOD.replace("policyTypes", "policyTipes")).unwrap();
-    let output = command(dir.path(), &["policy", "check", "-f", "bad.yaml", "-o", "json"])
-        .output()
-        .unwrap();
+    let output = command(
+        dir.path(),
+        &["policy", "check", "-f", "bad.yaml", "-o", "json"],
+    )
+    .output()
+    .unwrap();
     assert_code(&output, 3);
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let error = result["errors"][0].as_str().unwrap();
     assert!(error.starts_with("bad.yaml:6:"), "{error}");
 
     // The directory holds both, and the same policy twice.
-    let output = command(dir.path(), &["policy", "check", "-f", "."]).output().unwrap();
+    let output = command(dir.path(), &["policy", "check", "-f", "."])
+        .output()
+        .unwrap();
     assert_code(&output, 3);
 
     let output = command(dir.path(), &["policy", "check", "-f", "missing.yaml"])
@@ -192,7 +234,9 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn doctor_without_a_daemon_looks_for_itself_and_reports_as_json() {
     let dir = tempfile::tempdir().unwrap();
-    let output = command(dir.path(), &["doctor", "-o", "json"]).output().unwrap();
+    let output = command(dir.path(), &["doctor", "-o", "json"])
+        .output()
+        .unwrap();
     let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let findings = findings.as_array().unwrap();
     let of = |subject: &str| {
@@ -202,7 +246,11 @@ fn doctor_without_a_daemon_looks_for_itself_and_reports_as_json() {
             .unwrap_or_else(|| panic!("no finding about {subject}"))
     };
     assert_eq!(of("daemon")["level"], "warn");
-    assert_eq!(of("bpffs")["level"], "fail", "the directory is an ordinary one");
+    assert_eq!(
+        of("bpffs")["level"],
+        "fail",
+        "the directory is an ordinary one"
+    );
     assert!(of("bpffs")["hint"].as_str().unwrap().contains("bpf"));
     assert_code(&output, 1);
 }
@@ -210,7 +258,9 @@ fn doctor_without_a_daemon_looks_for_itself_and_reports_as_json() {
 #[test]
 fn run_refuses_a_host_that_is_not_fit_and_touches_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let output = command(dir.path(), &["run", "--no-docker"]).output().unwrap();
+    let output = command(dir.path(), &["run", "--no-docker"])
+        .output()
+        .unwrap();
     assert_code(&output, 1);
     let stderr = text(&output.stderr);
     assert!(stderr.contains("error: cannot start: "), "{stderr}");

@@ -68,7 +68,6 @@ pub struct Api {
 }
 
 /// Every route.
-#[must_use]
 pub fn router(api: Api) -> Router {
     let v1 = Router::new()
         .route("/status", get(status::status))

@@ -13,8 +13,9 @@ use super::dto::*;
 use super::*;
 use crate::cli::client::Client;
 use crate::cli::error::CliError;
-use crate::controller::{self, Initial, test_kernel};
 use crate::controller::estate::EstateFollower;
+use crate::controller::{self, Initial, test_kernel};
+use crate::flow::test_flow as flow;
 use crate::workload::docker::DockerConfig;
 use crate::workload::registry::{self, RegistryConfig};
 use flowgraph::record::FlowRecord;
@@ -183,7 +184,14 @@ async fn policies_are_applied_listed_shown_explained_exported_and_deleted() {
         .await
         .unwrap();
     assert!(yaml.contains("policyTypes"), "{yaml}");
-    assert_eq!(check_documents(&[Document { source: "x".into(), text: yaml }]).policies, ["shop/api"]);
+    assert_eq!(
+        check_documents(&[Document {
+            source: "x".into(),
+            text: yaml
+        }])
+        .policies,
+        ["shop/api"]
+    );
     let none = server
         .client()
         .get_text("/api/v1/policies/export?group=shop/web")
@@ -209,13 +217,37 @@ async fn bad_requests_get_an_error_a_way_out_and_change_nothing() {
     let unknown_field = POLICY.replace("policyTypes", "policyTipes");
     let cases: Vec<(&str, Value, &str)> = vec![
         ("/api/v1/policies/apply", json!([]), "invalid"),
-        ("/api/v1/policies/apply", json!({"documents": [], "x": 1}), "unknown field"),
-        ("/api/v1/policies/apply", documents(""), "no policy document"),
-        ("/api/v1/policies/replace", documents(&unknown_field), "mistake"),
+        (
+            "/api/v1/policies/apply",
+            json!({"documents": [], "x": 1}),
+            "unknown field",
+        ),
+        (
+            "/api/v1/policies/apply",
+            documents(""),
+            "no policy document",
+        ),
+        (
+            "/api/v1/policies/replace",
+            documents(&unknown_field),
+            "mistake",
+        ),
         ("/api/v1/policies/delete", json!({}), "nothing to delete"),
-        ("/api/v1/policies/delete", json!({"names": ["shop/no"]}), "`shop/no`"),
-        ("/api/v1/modes", json!({"mode": "strict"}), "`strict` is no mode"),
-        ("/api/v1/modes", json!({"group": "nope", "mode": "protect"}), "no group `nope`"),
+        (
+            "/api/v1/policies/delete",
+            json!({"names": ["shop/no"]}),
+            "`shop/no`",
+        ),
+        (
+            "/api/v1/modes",
+            json!({"mode": "strict"}),
+            "`strict` is no mode",
+        ),
+        (
+            "/api/v1/modes",
+            json!({"group": "nope", "mode": "protect"}),
+            "no group `nope`",
+        ),
         (
             "/api/v1/modes",
             json!({"mode": "protect", "confirm_within_seconds": 0}),
@@ -255,7 +287,10 @@ async fn bad_requests_get_an_error_a_way_out_and_change_nothing() {
     ] {
         let error = server.get::<Value>(path).await.unwrap_err();
         assert!(!error.message.is_empty(), "{path}");
-        assert!(!error.message.contains("the daemon answered"), "{path}: {error:?}");
+        assert!(
+            !error.message.contains("the daemon answered"),
+            "{path}: {error:?}"
+        );
     }
     assert_eq!(server.api.controller.state().generation, before);
     assert!(server.api.controller.state().policies.is_empty());
@@ -265,7 +300,10 @@ async fn bad_requests_get_an_error_a_way_out_and_change_nothing() {
 async fn status_groups_and_workloads_agree() {
     let server = serve_shop().await;
     server
-        .post("/api/v1/modes", json!({"group": "shop/web", "mode": "protect"}))
+        .post(
+            "/api/v1/modes",
+            json!({"group": "shop/web", "mode": "protect"}),
+        )
         .await
         .unwrap();
     let status: Status = server.get("/api/v1/status").await.unwrap();
@@ -295,21 +333,6 @@ async fn status_groups_and_workloads_agree() {
         .filter(|finding| finding.subject == "daemon")
         .collect();
     assert_eq!(daemon.len(), 1, "it does not take itself for another one");
-}
-
-fn flow(port: u16) -> FlowRecord {
-    serde_json::from_value(json!({
-        "time": "2026-01-01T00:00:00Z", "event": "new", "verdict": "forwarded",
-        "direction": "egress", "opener": "certain", "is_reply": false,
-        "source": {"workload": "web", "namespace": "shop", "group": "shop/web",
-                   "identity": 300, "ip": "10.0.0.3", "port": 40000},
-        "destination": {"workload": "api", "namespace": "shop", "group": "shop/api",
-                        "identity": 301, "ip": "10.0.0.2", "port": port},
-        "l4": {"protocol": "TCP", "port": port},
-        "packets": 1, "bytes": 60, "first_seen": "2026-01-01T00:00:00Z",
-        "last_seen": "2026-01-01T00:00:00Z", "observation": {}
-    }))
-    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -357,7 +380,11 @@ async fn the_graph_and_the_suggestion_come_from_learned_flows() {
     server.api.hub.publish(closed);
     let graph: Value = server.get("/api/v1/graph").await.unwrap();
     assert_eq!(graph["edges"][0]["label"], "8080/TCP");
-    for (format, needle) in [("dot", "digraph"), ("mermaid", "flowchart"), ("svg", "<svg")] {
+    for (format, needle) in [
+        ("dot", "digraph"),
+        ("mermaid", "flowchart"),
+        ("svg", "<svg"),
+    ] {
         let path = format!("/api/v1/graph?format={format}");
         let text = server.client().get_text(&path).await.unwrap();
         assert!(text.contains(needle), "{format}: {text}");

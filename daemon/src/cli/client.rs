@@ -191,10 +191,12 @@ impl Client {
 async fn collect(
     response: Response<Incoming>,
 ) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(http_body_util::Limited::new(response.into_body(), ANSWER_LIMIT)
-        .collect()
-        .await?
-        .to_bytes())
+    Ok(
+        http_body_util::Limited::new(response.into_body(), ANSWER_LIMIT)
+            .collect()
+            .await?
+            .to_bytes(),
+    )
 }
 
 fn error_of(status: StatusCode, body: &[u8]) -> CliError {

@@ -106,7 +106,12 @@ fn print_findings(findings: &[Finding]) -> Result<(), CliError> {
             output::line(&format!("      hint: {hint}"))?;
         }
     }
-    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let count = |level| {
+        findings
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
+    };
     output::line(&format!(
         "{} ok, {} warnings, {} failures",
         count(Level::Ok),

@@ -183,7 +183,14 @@ async fn explain(client: &Client, args: &ExplainArgs) -> Result<ExitCode, CliErr
         })
         .collect();
     output::write(&output::table(
-        &["DIRECTION", "JUDGED BY", "ADDRESSES", "MODE", "VERDICT", "RULE"],
+        &[
+            "DIRECTION",
+            "JUDGED BY",
+            "ADDRESSES",
+            "MODE",
+            "VERDICT",
+            "RULE",
+        ],
         rows,
     ))?;
     Ok(ExitCode::SUCCESS)

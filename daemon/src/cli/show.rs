@@ -187,7 +187,11 @@ pub(super) async fn counters(client: &Client, format: Output) -> Result<(), CliE
     for (kind, lost) in counters.lost_events.iter().filter(|(_, lost)| **lost > 0) {
         output::line(&format!("lost {kind} events: {}", count(*lost)))?;
     }
-    for (stage, lost) in counters.dropped_records.iter().filter(|(_, lost)| **lost > 0) {
+    for (stage, lost) in counters
+        .dropped_records
+        .iter()
+        .filter(|(_, lost)| **lost > 0)
+    {
         output::line(&format!("records lost at {stage}: {}", count(*lost)))?;
     }
     for (map, usage) in &counters.maps {
@@ -200,11 +204,7 @@ pub(super) async fn counters(client: &Client, format: Output) -> Result<(), CliE
     Ok(())
 }
 
-pub(super) async fn history(
-    client: &Client,
-    limit: u32,
-    format: Output,
-) -> Result<(), CliError> {
+pub(super) async fn history(client: &Client, limit: u32, format: Output) -> Result<(), CliError> {
     let query = Query::new("/api/v1/history").with("limit", limit.to_string());
     let history: Vec<HistoryEntry> = client.get(query.as_str()).await?;
     if output::machine(format.format, &history, &history)? {
@@ -324,4 +324,3 @@ pub(super) async fn inventory_show(client: &Client) -> Result<(), CliError> {
         }
     }
 }
-

@@ -195,3 +195,81 @@ impl EstateFollower {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::test_shop;
+
+    fn learning_shop() -> Arc<EstateSnapshot> {
+        let mut snapshot = EstateSnapshot::clone(&test_shop());
+        snapshot.host_addresses = vec!["10.0.0.1".parse().unwrap()];
+        let web = &mut snapshot.workloads[1];
+        web.spec.addresses.clear();
+        web.learn_addresses = true;
+        Arc::new(snapshot)
+    }
+
+    fn seen(ifindex: u32, address: &str) -> AddressSeen {
+        AddressSeen {
+            ifindex,
+            address: address.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_address_is_learned_once_and_only_where_addresses_are_not_known() {
+        let snapshot = learning_shop();
+        let mut learned = LearnedAddresses::default();
+        assert!(learned.learn(seen(3, "10.0.0.3"), &snapshot));
+        assert!(learned.learn(seen(3, "fd00::3"), &snapshot));
+        for (ifindex, address, why) in [
+            (3, "10.0.0.3", "known already"),
+            (3, "10.0.0.2", "another workload's"),
+            (3, "10.0.0.1", "the host's"),
+            (3, "0.0.0.0", "unspecified"),
+            (3, "224.0.0.1", "multicast"),
+            (3, "ff02::1", "multicast"),
+            (3, "127.0.0.1", "loopback"),
+            (2, "10.0.0.9", "on an interface with known addresses"),
+            (99, "10.0.0.9", "on an unknown interface"),
+        ] {
+            assert!(!learned.learn(seen(ifindex, address), &snapshot), "{why}");
+        }
+        let overlaid = learned.overlay(&snapshot);
+        let addresses = &overlaid.workloads[1].spec.addresses;
+        assert_eq!(
+            addresses,
+            &["10.0.0.3".parse::<IpAddr>().unwrap(), "fd00::3".parse().unwrap()]
+        );
+        assert_eq!(overlaid.workloads[0], snapshot.workloads[0]);
+    }
+
+    #[test]
+    fn a_workload_that_makes_up_addresses_gets_a_few_only() {
+        let snapshot = learning_shop();
+        let mut learned = LearnedAddresses::default();
+        let taken = (0..200)
+            .filter(|n| learned.learn(seen(3, &format!("10.9.0.{n}")), &snapshot))
+            .count();
+        assert_eq!(taken, LEARNED_PER_INTERFACE);
+    }
+
+    #[test]
+    fn what_was_learned_goes_with_the_interface_and_yields_to_a_better_owner() {
+        let snapshot = learning_shop();
+        let mut learned = LearnedAddresses::default();
+        assert!(learned.learn(seen(3, "10.0.0.3"), &snapshot));
+        let mut owned = EstateSnapshot::clone(&snapshot);
+        owned.workloads[0]
+            .spec
+            .addresses
+            .push("10.0.0.3".parse().unwrap());
+        let overlaid = learned.overlay(&Arc::new(owned));
+        assert!(overlaid.workloads[1].spec.addresses.is_empty());
+
+        let gone = Arc::new(EstateSnapshot::default());
+        assert!(learned.overlay(&gone).workloads.is_empty());
+        assert_eq!(learned, LearnedAddresses::default());
+    }
+}

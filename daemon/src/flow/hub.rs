@@ -132,3 +132,66 @@ impl FlowHub {
         total.saturating_sub(self.kernel_lost_told.swap(total, Ordering::Relaxed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::test_flow;
+    use crate::store::Store;
+
+    async fn hub(capacity: usize) -> FlowHub {
+        let (learning, _) = Learning::open(Store::in_memory().unwrap()).await.unwrap();
+        FlowHub::new(capacity, learning)
+    }
+
+    #[tokio::test]
+    async fn the_newest_records_are_kept_and_all_are_counted() {
+        let hub = hub(2).await;
+        for port in [1, 2, 3] {
+            hub.publish(test_flow(port));
+        }
+        let kept: Vec<_> = hub
+            .recent()
+            .iter()
+            .map(|record| record.destination.port.unwrap())
+            .collect();
+        assert_eq!(kept, [2, 3]);
+        assert_eq!(hub.total(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_record_after_a_loss_says_how_much_is_missing_and_only_that_one() {
+        let hub = hub(10).await;
+        // What was lost before this daemon is not its gap.
+        hub.note_kernel_lost(100, true);
+        hub.publish(test_flow(1));
+        hub.note_kernel_lost(107, false);
+        hub.publish(test_flow(2));
+        hub.publish(test_flow(3));
+        let lost: Vec<_> = hub
+            .recent()
+            .iter()
+            .map(|record| record.observation.lost_events)
+            .collect();
+        assert_eq!(lost, [0, 7, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_learner_that_is_gone_or_full_is_counted_and_stops_nobody() {
+        let hub = hub(10).await;
+        hub.publish(test_flow(1));
+        assert_eq!(hub.lost_by_stage()["learning"], 1);
+        assert_eq!(hub.recent().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_each_record_once() {
+        let hub = hub(10).await;
+        hub.publish(test_flow(1));
+        let (past, mut live) = hub.follow();
+        hub.publish(test_flow(2));
+        assert_eq!(past.len(), 1);
+        assert_eq!(live.recv().await.unwrap().destination.port, Some(2));
+        assert!(live.try_recv().is_err());
+    }
+}

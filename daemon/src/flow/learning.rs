@@ -197,3 +197,6 @@ fn snapshot(stored: StoredLearning) -> Result<Snapshot, StoreError> {
         .collect::<Result<_, StoreError>>()?;
     Ok(snapshot)
 }
+
+#[cfg(test)]
+mod tests;
