@@ -3,6 +3,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -133,6 +134,8 @@ impl Dockerd {
             .arg("--host")
             .arg(format!("unix://{}", self.socket().display()))
             .args(["--storage-driver", "vfs", "--log-level", "warn"])
+            // Ctrl-C at a terminal is for the lab, which ends containers and daemon in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors);

@@ -143,16 +143,27 @@ pub struct Server {
 struct Counters {
     connections: AtomicU64,
     requests: AtomicU64,
-    by_client: Mutex<BTreeMap<IpAddr, u64>>,
+    by_client: Mutex<BTreeMap<IpAddr, Contact>>,
+}
+
+/// What one client brought.
+#[derive(Clone, Copy, Debug, Default)]
+struct Contact {
+    /// Connections and datagrams.
+    count: u64,
+    /// Payload bytes.
+    bytes: u64,
 }
 
 impl Counters {
-    fn reached_by(&self, client: IpAddr) {
+    fn reached_by(&self, client: IpAddr, count: u64, bytes: usize) {
         let mut by_client = self
             .by_client
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *by_client.entry(client).or_default() += 1;
+        let contact = by_client.entry(client).or_default();
+        contact.count += count;
+        contact.bytes += bytes as u64;
     }
 }
 
@@ -192,9 +203,27 @@ impl Server {
     /// Connections and datagrams from one client address.
     #[must_use]
     pub fn reached_by(&self, client: IpAddr) -> u64 {
+        self.contact(client).count
+    }
+
+    /// Payload bytes received from one client address.
+    #[must_use]
+    pub fn bytes_from(&self, client: IpAddr) -> u64 {
+        self.contact(client).bytes
+    }
+
+    /// Every client address so far.
+    #[must_use]
+    pub fn clients(&self) -> Vec<IpAddr> {
         let by_client = &self.counters.by_client;
         let by_client = by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        by_client.get(&client).copied().unwrap_or(0)
+        by_client.keys().copied().collect()
+    }
+
+    fn contact(&self, client: IpAddr) -> Contact {
+        let by_client = &self.counters.by_client;
+        let by_client = by_client.lock().unwrap_or_else(PoisonError::into_inner);
+        by_client.get(&client).copied().unwrap_or_default()
     }
 
     /// Stops listening and closes every connection.
@@ -254,6 +283,7 @@ struct Sockets {
 
 struct Client {
     stream: TcpStream,
+    peer: IpAddr,
     received: Vec<u8>,
 }
 
@@ -291,11 +321,12 @@ impl Sockets {
                 // The client may have gone again; that is its business.
                 if let Ok((stream, peer)) = listener.accept() {
                     counters.connections.fetch_add(1, Ordering::Relaxed);
-                    counters.reached_by(peer.ip());
+                    counters.reached_by(peer.ip(), 1, 0);
                     if stream.set_nonblocking(true).is_ok() {
                         let _ = stream.set_nodelay(true);
                         clients.push(Client {
                             stream,
+                            peer: peer.ip(),
                             received: Vec::new(),
                         });
                     }
@@ -309,7 +340,7 @@ fn echo_datagram(socket: &UdpSocket, counters: &Counters) {
     let mut buffer = [0; 65535];
     // An earlier reply may have met an ICMP error, which recv reports once.
     if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
-        counters.reached_by(peer.ip());
+        counters.reached_by(peer.ip(), 1, length);
         if socket.send_to(&buffer[..length], peer).is_ok() {
             counters.requests.fetch_add(1, Ordering::Relaxed);
         }
@@ -322,7 +353,10 @@ impl Client {
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {
             Ok(0) => return false,
-            Ok(length) => self.received.extend_from_slice(&buffer[..length]),
+            Ok(length) => {
+                counters.reached_by(self.peer, 0, length);
+                self.received.extend_from_slice(&buffer[..length]);
+            }
             Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
         }
         while let Some((answer, open)) = self.next_answer(name) {

@@ -77,6 +77,8 @@ fn workloads_on_a_bridge_reach_each_other_over_both_families() {
     assert_eq!(server.connections(), 4);
     assert_eq!(server.reached_by(web.v4().unwrap().into()), 3);
     assert_eq!(server.reached_by("10.1.0.9".parse().unwrap()), 0);
+    assert!(server.bytes_from(web.v4().unwrap().into()) > 0);
+    assert_eq!(server.bytes_from("10.1.0.9".parse().unwrap()), 0);
 }
 
 #[test]
