@@ -26,10 +26,10 @@ pub static ENDPOINTS: HashMap<u32, EndpointConfig> =
     HashMap::with_max_entries(4096, BPF_F_RDONLY_PROG);
 
 /// One state word per endpoint slot, see `EndpointState`. Control writes single 64-bit stores
-/// through a memory mapping; programs read.
+/// through a memory mapping; programs read. (The kernel refuses writable mappings of arrays that are
+/// read-only for programs.)
 #[map(name = "endpoint_states")]
-pub static ENDPOINT_STATES: Array<u64> =
-    Array::with_max_entries(4096, BPF_F_MMAPABLE | BPF_F_RDONLY_PROG);
+pub static ENDPOINT_STATES: Array<u64> = Array::with_max_entries(4096, BPF_F_MMAPABLE);
 
 /// Compiled policies by slot; slot 0 stays empty and drops. Twice the endpoints, so that every
 /// endpoint can hold an old and a new policy during a change.

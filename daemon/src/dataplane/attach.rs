@@ -86,7 +86,8 @@ enum Cause {
 
 /// Where the link of an interface's direction is pinned.
 fn link_path(links: &Path, ifindex: u32, direction: Direction) -> PathBuf {
-    links.join(format!("{ifindex}.{}", direction.as_str()))
+    // Dots are reserved in bpffs.
+    links.join(format!("{ifindex}-{}", direction.as_str()))
 }
 
 /// Attaches the program, or replaces the one of a former daemon without a gap.
@@ -238,7 +239,7 @@ pub(super) fn attached_interfaces(links: &Path) -> Result<Vec<u32>, DataplaneErr
     let mut indexes: Vec<u32> = entries
         .filter_map(|entry| {
             let name = entry.ok()?.file_name().into_string().ok()?;
-            name.split('.').next()?.parse().ok()
+            name.split('-').next()?.parse().ok()
         })
         .collect();
     indexes.sort_unstable();
