@@ -64,7 +64,7 @@ pub fn emit(flow: &Flow, details: &Details, totals: Option<&CtEntry>) {
     let mut local_port_be = local_port_be;
     if packet.icmp_type != 0 || packet.is_icmp_echo_reply() {
         local_port_be = packet.source_port_be;
-        remote_port_be = u16::from_be_bytes([packet.icmp_type, packet.icmp_code]);
+        remote_port_be = u16::from_ne_bytes([packet.icmp_type, packet.icmp_code]);
     }
     let (packets, bytes) = match totals {
         Some(entry) => (entry.packets, entry.bytes),
