@@ -46,10 +46,25 @@ pub struct AppError {
     pub hint: Option<String>,
 }
 
+/// An error and its causes in one line. Errors that name their cause already are not repeated.
+#[must_use]
+pub fn describe(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+        text
+    })
+}
+
 impl From<anyhow::Error> for AppError {
     fn from(error: anyhow::Error) -> Self {
         Self {
-            message: format!("{error:#}"),
+            message: describe(&error),
             details: Vec::new(),
             hint: None,
         }
@@ -180,6 +195,20 @@ async fn serve(config: &Config, started: Timestamp) -> Result<(), AppError> {
         cancel.clone(),
     ));
 
+    // First state: policies and workloads in one step, so that no packet is judged without them.
+    let snapshot = registry.estate.borrow().clone();
+    let change = controller.set_estate(snapshot).await?;
+    for failure in &change.failed {
+        tracing::warn!(failure, "not enforced yet");
+    }
+    if let Some((_, stored)) = inventory {
+        store
+            .save_inventory(stored, None)
+            .await
+            .map_err(anyhow::Error::from)?;
+    }
+
+    // Events that waited in the ring are read only now: before, their endpoints had no names.
     let reader = Reader {
         state: controller.watch(),
         listeners: listener_watch.clone(),
@@ -193,19 +222,6 @@ async fn serve(config: &Config, started: Timestamp) -> Result<(), AppError> {
             reader_cancel.cancel();
         }
     });
-
-    // First state: policies and workloads in one step, so that no packet is judged without them.
-    let snapshot = registry.estate.borrow().clone();
-    let change = controller.set_estate(snapshot).await?;
-    for failure in &change.failed {
-        tracing::warn!(failure, "not enforced yet");
-    }
-    if let Some((_, stored)) = inventory {
-        store
-            .save_inventory(stored)
-            .await
-            .map_err(anyhow::Error::from)?;
-    }
 
     tasks.spawn(follower.run(cancel.clone()));
     let scanner = Scanner {
@@ -391,5 +407,26 @@ fn notify(state: &str) {
     };
     if let Err(error) = send() {
         tracing::debug!(%error, "service manager not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_named_once() {
+        let cause = std::io::Error::other("disk on fire");
+        let error = anyhow::Error::from(crate::store::StoreError::Open {
+            path: "/x".into(),
+            source: cause,
+        })
+        .context("cannot start");
+        let text = describe(&error);
+        assert!(
+            text.starts_with("cannot start: cannot open the state database /x"),
+            "{text}"
+        );
+        assert_eq!(text.matches("disk on fire").count(), 1, "{text}");
     }
 }

@@ -80,6 +80,6 @@ impl CliError {
 
 impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
-        Self::new(format!("{error:#}"))
+        Self::new(crate::app::describe(&error))
     }
 }

@@ -240,7 +240,10 @@ mod tests {
         let addresses = &overlaid.workloads[1].spec.addresses;
         assert_eq!(
             addresses,
-            &["10.0.0.3".parse::<IpAddr>().unwrap(), "fd00::3".parse().unwrap()]
+            &[
+                "10.0.0.3".parse::<IpAddr>().unwrap(),
+                "fd00::3".parse().unwrap()
+            ]
         );
         assert_eq!(overlaid.workloads[0], snapshot.workloads[0]);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flowgraph::aggregate::{Changes, Edge, EdgeRow, EdgeStore, Limits, Snapshot};
@@ -14,12 +15,16 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{Store, StoreError, StoredLearning};
 
 /// Batches that may wait for the learner.
-const QUEUE: usize = 4_096;
+const QUEUE: usize = 16_384;
 /// Time between saves.
 const SAVE_PERIOD: Duration = Duration::from_secs(15);
 
 enum Message {
-    Records(Vec<Arc<FlowRecord>>),
+    Records {
+        records: Vec<Arc<FlowRecord>>,
+        /// Records for which there was no room before these.
+        lost_before: u64,
+    },
     Edges(oneshot::Sender<Arc<Vec<Edge>>>),
 }
 
@@ -27,6 +32,8 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct Learning {
     sender: mpsc::Sender<Message>,
+    /// Records for which there was no room, not told to the learner yet.
+    lost: Arc<AtomicU64>,
 }
 
 /// The learner before it runs.
@@ -65,13 +72,24 @@ impl Learning {
             learned: false,
             unsaved: Changes::default(),
         };
-        Ok((Self { sender }, learner))
+        let lost = Arc::default();
+        Ok((Self { sender, lost }, learner))
     }
 
-    /// Hands records over; `false` if there was no room for them.
+    /// Hands records over; `false` if there was no room for them. The edges say later that events
+    /// are missing.
     #[must_use]
     pub fn teach(&self, records: Vec<Arc<FlowRecord>>) -> bool {
-        self.sender.try_send(Message::Records(records)).is_ok()
+        let count = records.len() as u64;
+        let lost_before = self.lost.swap(0, Ordering::Relaxed);
+        let sent = self.sender.try_send(Message::Records {
+            records,
+            lost_before,
+        });
+        if sent.is_err() {
+            self.lost.fetch_add(lost_before + count, Ordering::Relaxed);
+        }
+        sent.is_ok()
     }
 
     /// Every edge; records taught before the call are in them. `None` after the learner has ended.
@@ -109,7 +127,13 @@ impl Learner {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Records(records) => {
+            Message::Records {
+                records,
+                lost_before,
+            } => {
+                if lost_before > 0 {
+                    self.edges.note_loss(Timestamp::now(), lost_before);
+                }
                 for record in &records {
                     self.edges.apply(record);
                 }

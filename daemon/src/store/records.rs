@@ -239,17 +239,26 @@ impl Store {
         .await
     }
 
-    /// Replaces the static inventory.
+    /// Replaces the static inventory and adds a line to the history, in one transaction.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed then.
-    pub async fn save_inventory(&self, inventory: StoredInventory) -> Result<(), StoreError> {
+    pub async fn save_inventory(
+        &self,
+        inventory: StoredInventory,
+        history: Option<GenerationRow>,
+    ) -> Result<(), StoreError> {
         self.call_async(move |connection| {
-            connection.execute(
+            let transaction = connection.transaction()?;
+            transaction.execute(
                 "INSERT INTO inventory (id, source, text) VALUES (1, ?1, ?2)
                  ON CONFLICT (id) DO UPDATE SET source = excluded.source, text = excluded.text",
                 [inventory.source, inventory.text],
             )?;
+            if let Some(history) = &history {
+                insert_generation(&transaction, history)?;
+            }
+            transaction.commit()?;
             Ok(())
         })
         .await

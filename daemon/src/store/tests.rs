@@ -77,7 +77,7 @@ async fn state_inventory_edges_and_history_survive_a_reopen() {
         assert_eq!(store.load_state().unwrap(), PersistedState::default());
         assert_eq!(store.inventory().await.unwrap(), None);
         store.save_state(update(state(), 7)).unwrap();
-        store.save_inventory(inventory.clone()).await.unwrap();
+        store.save_inventory(inventory.clone(), None).await.unwrap();
         store
             .save_learning(learning(&[("a", "1"), ("b", "2")], Some("r")), vec![])
             .await

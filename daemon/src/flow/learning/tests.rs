@@ -26,14 +26,26 @@ impl Running {
     }
 }
 
-fn closed(port: u16) -> FlowRecord {
+/// A flow that begins now: the learner forgets flows that were silent for hours.
+fn opened(port: u16) -> FlowRecord {
+    let now = Timestamp::now();
+    FlowRecord {
+        time: now,
+        first_seen: now,
+        last_seen: now,
+        ..test_flow(port)
+    }
+}
+
+/// The end of an opened flow.
+fn closed(opened: &FlowRecord) -> FlowRecord {
     FlowRecord {
         event: Event::Closed,
         packets: 12,
         reply_packets: 6,
         bytes: 1_200,
         reply_bytes: 600,
-        ..test_flow(port)
+        ..opened.clone()
     }
 }
 
@@ -41,8 +53,9 @@ fn closed(port: u16) -> FlowRecord {
 async fn edges_survive_a_restart_and_a_flow_told_again_counts_once() {
     let store = Store::in_memory().unwrap();
     let first = start(&store).await;
-    assert!(first.learning.teach(vec![Arc::new(test_flow(8080))]));
-    assert!(first.learning.teach(vec![Arc::new(test_flow(9090))]));
+    let flow = opened(8080);
+    assert!(first.learning.teach(vec![Arc::new(flow.clone())]));
+    assert!(first.learning.teach(vec![Arc::new(opened(9090))]));
     let before = first.learning.edges().await.unwrap();
     assert_eq!(before.len(), 2);
     assert_eq!(before[0].connections, 1);
@@ -50,7 +63,7 @@ async fn edges_survive_a_restart_and_a_flow_told_again_counts_once() {
 
     let second = start(&store).await;
     assert_eq!(second.learning.edges().await.unwrap(), before);
-    assert!(second.learning.teach(vec![Arc::new(closed(8080))]));
+    assert!(second.learning.teach(vec![Arc::new(closed(&flow))]));
     let after = second.learning.edges().await.unwrap();
     assert_eq!(after[0].connections, 1, "the same flow");
     assert_eq!(after[0].traffic.packets, [6, 6]);
@@ -111,4 +124,22 @@ fn later_changes_win_over_earlier_ones() {
     };
     assert_eq!(merge(written.clone(), removed.clone()), removed);
     assert_eq!(merge(removed, written.clone()), written);
+}
+
+#[tokio::test]
+async fn records_without_room_are_counted_and_told_with_the_next_ones() {
+    let store = Store::in_memory().unwrap();
+    let (learning, mut learner) = Learning::open(store).await.unwrap();
+    // Nobody learns meanwhile.
+    while learning.teach(vec![Arc::new(test_flow(8080))]) {}
+    let two = [1, 2].map(|port| Arc::new(test_flow(port)));
+    assert!(!learning.teach(two.to_vec()));
+    while let Ok(message) = learner.receiver.try_recv() {
+        learner.handle(message);
+    }
+    assert_eq!(learner.edges.stats().lost_events, 0);
+    assert!(learning.teach(vec![Arc::new(test_flow(8080))]));
+    let message = learner.receiver.recv().await.unwrap();
+    learner.handle(message);
+    assert_eq!(learner.edges.stats().lost_events, 3);
 }
