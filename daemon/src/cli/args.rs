@@ -185,12 +185,18 @@ pub struct RunArgs {
 /// `demo`.
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {
-    /// Leave everything running at the end, for a look with the other commands.
+    /// Go on at the end until Ctrl-C, for a look with the other commands.
     #[arg(long)]
     pub keep: bool,
     /// Run the story on real Docker containers and networks.
     #[arg(long)]
     pub docker: bool,
+    /// Write the generated policies and the graph to this directory.
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Output of the summary; other than `table`, the story goes to standard error.
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `detach`.

@@ -3,7 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use super::args::{DemoArgs, DetachArgs, Global, Output, RunArgs};
+use super::args::{DetachArgs, Global, Output, RunArgs};
 use super::client::Client;
 use super::error::{CliError, exit};
 use super::output;
@@ -25,11 +25,6 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<ExitCode, CliError> 
         ..CliError::new(error.message)
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn demo(global: &Global, args: &DemoArgs) -> Result<ExitCode, CliError> {
-    crate::demo::run(global, args)
-        .map_err(|error| CliError::new(format!("the demo failed: {error:#}")))
 }
 
 pub(super) fn detach(global: &Global, args: &DetachArgs) -> Result<ExitCode, CliError> {

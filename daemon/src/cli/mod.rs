@@ -69,7 +69,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     let Cli { command, global } = cli;
     match command {
         Command::Run(args) => return local::run(&global, args),
-        Command::Demo(args) => return local::demo(&global, &args),
+        Command::Demo(args) => return crate::demo::run(&args),
         Command::Detach(args) => return local::detach(&global, &args),
         Command::Policy(args::PolicyCommand::Check { files, output }) => {
             return policy::check(&files, output);
