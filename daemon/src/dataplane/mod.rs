@@ -164,7 +164,8 @@ impl Dataplane {
             paths,
         } = load::load(config)?;
         let method = AttachMethod::detect();
-        let attached = attach::attached_interfaces(&paths.links)?;
+        let mut attached = attach::attached_interfaces(&paths.links)?;
+        attached.extend(sync::clsact_interfaces(&paths.maps));
         let inventory = Inventory::adopt(&mut maps, &attached)?;
         Ok((
             Self {

@@ -742,9 +742,13 @@ pub(super) fn detach(paths: &PinPaths) -> Result<DetachReport, DataplaneError> {
         report.interfaces.push(ifindex);
     }
     for ifindex in clsact_interfaces(&paths.maps) {
-        if let Some(ifname) = interface_name(ifindex) {
-            attach::detach(AttachMethod::Clsact, &paths.links, ifindex, Some(&ifname));
-        }
+        let ifname = interface_name(ifindex);
+        attach::detach(
+            AttachMethod::Clsact,
+            &paths.links,
+            ifindex,
+            ifname.as_deref(),
+        );
         if !report.interfaces.contains(&ifindex) {
             report.interfaces.push(ifindex);
         }
@@ -765,8 +769,9 @@ pub(super) fn detach(paths: &PinPaths) -> Result<DetachReport, DataplaneError> {
     Ok(report)
 }
 
-/// Interfaces the pinned `endpoints` map knows, for kernels whose attachments leave no pin.
-fn clsact_interfaces(maps: &Path) -> Vec<u32> {
+/// Interfaces that exist and that the pinned `endpoints` map knows, for kernels whose attachments
+/// leave no pin. (A namespace does not give an index out again before 2^31 others.)
+pub(super) fn clsact_interfaces(maps: &Path) -> Vec<u32> {
     if AttachMethod::detect() == AttachMethod::Tcx {
         return Vec::new();
     }
@@ -775,7 +780,11 @@ fn clsact_interfaces(maps: &Path) -> Vec<u32> {
     };
     let map = aya::maps::Map::HashMap(data);
     match aya::maps::HashMap::<_, u32, Wire<EndpointConfig>>::try_from(map) {
-        Ok(map) => map.keys().filter_map(Result::ok).collect(),
+        Ok(map) => map
+            .keys()
+            .filter_map(Result::ok)
+            .filter(|&ifindex| interface_name(ifindex).is_some())
+            .collect(),
         Err(_) => Vec::new(),
     }
 }
