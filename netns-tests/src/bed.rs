@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use testbed::{Bridge, Connection, Lab, Outcome, Server, Workload, probe};
+use testbed::{Bridge, Connection, Lab, Outcome, Server, Workload, ip_batch, probe};
 
 /// An answer that must come: as long as it takes on a busy machine.
 pub const PATIENT: Duration = Duration::from_secs(10);
@@ -205,6 +205,75 @@ impl Bed {
         for family in Family::BOTH {
             self.denied(family, from, to, port);
         }
+    }
+}
+
+/// Something outside the host: a routed namespace that the host's default routes lead to, so that
+/// it is an uplink and no workload. It answers on every address it is given.
+#[derive(Debug)]
+pub struct World {
+    netns: Workload,
+    server: Server,
+}
+
+impl World {
+    /// Its addresses, from blocks set aside for documentation.
+    pub const ADDRESSES: [&str; 4] = ["203.0.113.9", "203.0.113.10", "2001:db8::9", "2001:db8::a"];
+
+    /// Builds it. Comes before the daemon, which looks for uplinks at its start.
+    ///
+    /// # Panics
+    /// When the lab cannot be changed.
+    #[must_use]
+    pub fn new(lab: &Lab) -> Self {
+        let [v4, other_v4, v6, other_v6] = Self::ADDRESSES;
+        let netns = lab
+            .workload("world")
+            .routed()
+            .v4(v4)
+            .v6(v6)
+            .build()
+            .expect("the world");
+        let link = &netns.interfaces[0].host_name;
+        let routes = [
+            format!("route add default via {v4} dev {link}"),
+            format!("route add default via {v6} dev {link}"),
+        ];
+        ip_batch(lab.host(), &routes).expect("default routes");
+        let addresses = [
+            format!("addr add {other_v4}/32 dev eth0"),
+            // Deprecated, so that it answers but is no source of its own accord.
+            format!("addr add {other_v6}/128 dev eth0 nodad preferred_lft 0"),
+        ];
+        ip_batch(&netns.netns, &addresses).expect("more addresses");
+        let server = Server::new("world")
+            .tcp(TCP)
+            .udp(UDP)
+            .start(&netns.netns)
+            .expect("a server");
+        Self { netns, server }
+    }
+
+    /// A TCP exchange of a workload with one of the addresses.
+    ///
+    /// # Panics
+    /// When the outcome and what the server saw disagree.
+    #[must_use]
+    pub fn tcp(&self, from: &Workload, to: &str, timeout: Duration) -> Outcome {
+        let address = SocketAddr::new(to.parse().expect("an address"), TCP);
+        let before = self.server.connections();
+        let outcome = from
+            .run(|| probe::tcp(address, timeout))
+            .expect("the workload's namespace");
+        let reached = self.server.connections() - before;
+        assert_eq!(reached, u64::from(outcome == Outcome::Replied), "{outcome}");
+        outcome
+    }
+
+    /// Its namespace, to probe from.
+    #[must_use]
+    pub fn netns(&self) -> &Workload {
+        &self.netns
     }
 }
 

@@ -495,6 +495,17 @@ impl Daemon {
         self.bpffs.path().join("portcullis")
     }
 
+    /// Pinned maps.
+    ///
+    /// # Panics
+    /// When the pins cannot be read.
+    #[must_use]
+    pub fn pinned_maps(&self) -> Vec<PathBuf> {
+        let mut pins = self.bpffs.entries();
+        pins.retain(|path| path.parent().is_some_and(|parent| parent.ends_with("maps")));
+        pins
+    }
+
     /// Its socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
