@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dataplane_common::conntrack::timeout;
 use jiff::Timestamp;
-use policy::compile::{Compiled, Interner, compile};
+use policy::compile::{Compiled, Interner, compile_after};
 use policy::model::{Estate, Mode, Modes, Unselected};
 use policy::parse::{ParsedDocuments, PolicySet, parse_files};
 use tokio::sync::{mpsc, watch};
@@ -460,7 +460,11 @@ impl<E: Enforcement> Owner<E> {
         persist: impl FnOnce(&mut StateUpdate),
     ) -> Result<(), ControlError> {
         let mut interner = self.interner.clone();
-        let compiled = compile(
+        // The kernel flips policies before addresses; in between, the addresses in force must mean
+        // something to the new policies.
+        let in_force = self.publisher.borrow().compiled.clone();
+        let compiled = compile_after(
+            &in_force,
             &next.estate,
             &next.policies,
             &next.modes,

@@ -562,7 +562,7 @@ pub(crate) fn test_state(
     );
     let estate = Arc::new(snapshot.estate());
     let mut interner = Interner::new();
-    let compiled = compile(
+    let compiled = policy::compile::compile(
         &estate,
         &PolicySet::new(),
         &modes,

@@ -4,9 +4,14 @@
 //! are pinned, so the daemon's death changes no verdict and its successor adopts what it finds.
 
 mod attach;
+mod detach;
+mod endpoints;
 mod error;
+mod identities;
+mod inventory;
 mod load;
 mod observe;
+mod slots;
 mod states;
 mod sync;
 mod wire;
@@ -26,8 +31,8 @@ pub use error::DataplaneError;
 pub use load::is_bpffs;
 pub use observe::{Counters, EventReader, StatRow};
 
+use inventory::Inventory;
 use load::{Loaded, Maps, PinPaths};
-use sync::Inventory;
 
 /// Where the dataplane lives and how large its maps are.
 #[derive(Clone, Debug)]
@@ -165,7 +170,7 @@ impl Dataplane {
         } = load::load(config)?;
         let method = AttachMethod::detect();
         let mut attached = attach::attached_interfaces(&paths.links)?;
-        attached.extend(sync::clsact_interfaces(&paths.maps));
+        attached.extend(detach::clsact_interfaces(&paths.maps));
         let inventory = Inventory::adopt(&mut maps, &attached)?;
         Ok((
             Self {
@@ -202,12 +207,13 @@ impl Dataplane {
         observe::conntrack(&self.maps)
     }
 
-    /// Removes flows that are dead at `now_ns` (`CLOCK_MONOTONIC`) and returns their final state.
+    /// Removes flows that are dead at `now_ns` (`CLOCK_MONOTONIC`), and those of endpoints that are
+    /// gone, and returns their final state.
     ///
     /// # Errors
     /// A map that cannot be read or written.
     pub fn expire(&mut self, now_ns: u64) -> Result<Vec<CtSnapshot>, DataplaneError> {
-        observe::expire(&mut self.maps, now_ns)
+        observe::expire(&mut self.maps, now_ns, &self.inventory.endpoint_ids())
     }
 
     /// Packets by verdict, direction and reason; lost events; map fill.
@@ -255,5 +261,5 @@ impl Dataplane {
 /// # Errors
 /// A pin that cannot be removed.
 pub fn detach(bpffs: &Path) -> Result<DetachReport, DataplaneError> {
-    sync::detach(&PinPaths::new(bpffs))
+    detach::detach(&PinPaths::new(bpffs))
 }

@@ -1,5 +1,6 @@
 //! What the kernel tells: events, conntrack, counters.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -175,10 +176,14 @@ pub(super) fn conntrack(maps: &Maps) -> Result<Vec<CtSnapshot>, DataplaneError> 
     Ok(flows)
 }
 
-pub(super) fn expire(maps: &mut Maps, now_ns: u64) -> Result<Vec<CtSnapshot>, DataplaneError> {
+pub(super) fn expire(
+    maps: &mut Maps,
+    now_ns: u64,
+    live: &BTreeSet<u32>,
+) -> Result<Vec<CtSnapshot>, DataplaneError> {
     let mut dead = Vec::new();
-    remove_dead(&mut maps.ct4, "ct4", now_ns, &mut dead)?;
-    remove_dead(&mut maps.ct6, "ct6", now_ns, &mut dead)?;
+    remove_dead(&mut maps.ct4, "ct4", now_ns, live, &mut dead)?;
+    remove_dead(&mut maps.ct6, "ct6", now_ns, live, &mut dead)?;
     Ok(dead)
 }
 
@@ -267,10 +272,12 @@ fn remove_dead<K: FlowKey>(
     map: &mut FlowMap<K>,
     name: &'static str,
     now_ns: u64,
+    live: &BTreeSet<u32>,
     dead: &mut Vec<CtSnapshot>,
 ) -> Result<(), DataplaneError> {
     let is_dead = |key: &K, entry: &CtEntry| {
-        now_ns.saturating_sub(entry.last_seen_ns) > entry.timeout_ns(key.protocol())
+        !live.contains(&key.endpoint())
+            || now_ns.saturating_sub(entry.last_seen_ns) > entry.timeout_ns(key.protocol())
     };
     let mut keys = Vec::new();
     for row in map.iter() {
