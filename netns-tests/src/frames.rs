@@ -115,6 +115,15 @@ pub fn icmp_with_hop_limit(
     frame
 }
 
+/// An IGMP message with a chosen TTL.
+#[must_use]
+pub fn igmp(source: &str, destination: &str, ttl: u8) -> Vec<u8> {
+    let [source, destination] = [source, destination].map(|a| a.parse().expect("a valid address"));
+    let mut frame = icmp_with_hop_limit(source, destination, ttl, 0x22, 0, [0; 4], &[0; 8]);
+    frame[ETHERNET_LEN + 9] = 2;
+    frame
+}
+
 /// An echo request from `source`, or with `reply` an echo reply.
 #[must_use]
 pub fn echo(source: &str, destination: &str, id: u16, reply: bool) -> Vec<u8> {

@@ -16,7 +16,7 @@ use daemon::dataplane::{
 };
 use dataplane_common::event::{EventKind, FlowEvent};
 use dataplane_common::stats::Verdict;
-use dataplane_common::{Direction, DropReason};
+use dataplane_common::{Direction, DropReason, LAYOUT_VERSION};
 use policy::compile::{Interner, compile};
 use policy::model::{Estate, Mode, Modes, Unselected, Workload};
 use policy::parse::{PolicySet, parse_documents};
@@ -152,6 +152,11 @@ impl Kernel {
     /// Changes the mode without applying it.
     pub fn set_mode(&mut self, mode: Mode) {
         self.modes.default = mode;
+    }
+
+    /// Changes what workloads get that no policy selects, without applying it.
+    pub fn set_unselected(&mut self, unselected: Unselected) {
+        self.unselected = unselected;
     }
 
     /// The workloads; a change takes effect with [`Kernel::apply`].
@@ -313,6 +318,33 @@ impl Kernel {
     /// When conntrack cannot be read.
     pub fn flows(&self) -> Vec<CtSnapshot> {
         self.dataplane.conntrack().expect("conntrack is readable")
+    }
+
+    /// Runs one packet and returns only whether it passed and what it told: the quick way, for tests
+    /// that look at maps themselves.
+    ///
+    /// # Panics
+    /// When the kernel refuses the frame.
+    pub fn judge(&mut self, direction: Direction, frame: &[u8]) -> (bool, Vec<FlowEvent>) {
+        let (passed, _) = self
+            .dataplane
+            .test_run(direction, frame, 1)
+            .expect("the kernel takes the frame");
+        let mut events = Vec::new();
+        self.reader.drain(usize::MAX, |event| events.push(*event));
+        (passed, events)
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.bpffs.join(format!("v{LAYOUT_VERSION}")).join("maps")
+    }
+
+    /// Meaning of the numbers in events and entries.
+    #[must_use]
+    pub const fn interner(&self) -> &Interner {
+        &self.interner
     }
 
     /// Name of the rule an event or entry names.

@@ -12,3 +12,4 @@ pub mod frames;
 pub mod kernel;
 pub mod objects;
 pub mod portcullis;
+pub mod reference;

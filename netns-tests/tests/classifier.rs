@@ -504,6 +504,10 @@ fn sources_that_are_not_the_workload_are_dropped() {
         for (what, source, destination, reason) in cases {
             let frame = tcp(end(source, 4000), end(destination, 5432), "S");
             assert_dropped(kernel, what, true, &frame, reason);
+            // Not as if the other end had opened it.
+            let event = kernel.egress(&frame).events[0];
+            let opener = event.ct_flags & (flags::OPENER_LOCAL | flags::OPENER_UNSURE);
+            assert_eq!(opener, flags::OPENER_LOCAL | flags::OPENER_UNSURE, "{what}");
         }
         // Discover only watches.
         kernel.set_mode(Mode::Discover);
@@ -560,6 +564,17 @@ fn address_resolution_is_never_filtered() {
         for kind in [133, 135, 136] {
             assert_passes(kernel, "ndp", true, &ndp(kind, 255));
             assert_passes(kernel, "ndp", false, &ndp(kind, 255));
+        }
+        // Group membership: MLD, and IGMP, which a bridge with snooping sends to every port.
+        assert_passes(kernel, "mld", true, &ndp(143, 1));
+        assert_passes(kernel, "igmp", true, &frames::igmp("10.0.0.2", "224.0.0.22", 1));
+        assert_passes(kernel, "igmp", false, &frames::igmp("10.0.0.1", "224.0.0.22", 1));
+        let reason = Reason::PolicyDefaultDeny;
+        for (what, frame) in [
+            ("routed igmp", frames::igmp("10.0.0.2", "224.0.0.22", 64)),
+            ("igmp to one host", frames::igmp("10.0.0.2", "10.0.0.3", 1)),
+        ] {
+            assert_dropped(kernel, what, true, &frame, reason);
         }
         assert_passes(kernel, "router advertisement", false, &ndp(134, 255));
         let reason = Reason::RouterMessageFromWorkload;
