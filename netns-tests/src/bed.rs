@@ -122,7 +122,6 @@ impl Bed {
     }
 
     /// The inventory of the bed.
-    #[must_use]
     pub fn inventory(&self) -> Inventory {
         Inventory::new()
             .namespace("shop", &[("team", "a")])
