@@ -552,7 +552,12 @@ fn refuse(flow: &Flow, reason: DropReason) -> Verdict {
         kind: EventKind::Denied,
         verdict,
         reason: reason as u8,
-        ct_flags: 0,
+        // Nothing is known about who opened what; of the packet, who sent it.
+        ct_flags: if flow.is_egress() {
+            flags::OPENER_LOCAL | flags::OPENER_UNSURE
+        } else {
+            flags::OPENER_UNSURE
+        },
         rule_id: rule_id::NONE,
         peer: 0,
     };
@@ -605,6 +610,8 @@ fn control_traffic(flow: &Flow) -> Option<Verdict> {
             130..=132 | 143 => packet.hop_limit == 1,
             _ => false,
         },
+        // IGMP never leaves the link (RFC 3376 section 4).
+        proto::IGMP => packet.hop_limit == 1 && packet.destination.is_multicast_or_broadcast(),
         // ICMP redirect (RFC 792): only routers send it.
         proto::ICMP if packet.icmp_type == 5 && egress => {
             return Some(refuse(flow, DropReason::RouterMessageFromWorkload));

@@ -43,6 +43,8 @@ pub const fn v4_mapped(v4: [u8; 4]) -> Addr16 {
 pub mod proto {
     /// ICMP for IPv4 (RFC 792).
     pub const ICMP: u8 = 1;
+    /// IGMP (RFC 3376).
+    pub const IGMP: u8 = 2;
     /// TCP (RFC 9293).
     pub const TCP: u8 = 6;
     /// UDP (RFC 768).
