@@ -6,6 +6,9 @@
 use jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
 
+/// Longest time between reading the clock and reading an entry, in milliseconds.
+const YOUNGER_MS: u32 = 60_000;
+
 /// Offset between the monotonic and the wall clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -37,11 +40,15 @@ impl Clock {
     }
 
     /// Wall time of a time stamp in monotonic milliseconds modulo 2^32, as conntrack keeps it: the
-    /// latest such moment that is not after `now_ns`.
+    /// latest such moment that is not after `now_ns`. An entry may be younger than `now_ns`, which is
+    /// read before the entries are; a moment up to [`YOUNGER_MS`] after it is taken for `now_ns`.
     #[must_use]
     pub fn wall_of_ms(&self, wrapped_ms: u32, now_ns: u64) -> Timestamp {
         let now_ms = now_ns / 1_000_000;
-        let age_ms = (now_ms as u32).wrapping_sub(wrapped_ms);
+        let age_ms = match (now_ms as u32).wrapping_sub(wrapped_ms) {
+            age_ms if age_ms >= YOUNGER_MS.wrapping_neg() => 0,
+            age_ms => age_ms,
+        };
         self.wall(now_ms.saturating_sub(u64::from(age_ms)) * 1_000_000)
     }
 }
@@ -90,6 +97,10 @@ mod tests {
         assert_eq!(ago(10), 0);
         assert_eq!(ago(0), 10);
         assert_eq!(ago(u32::MAX), 11);
+        // Made after the clock was read, not 49 days ago.
+        assert_eq!(ago(11), 0);
+        assert_eq!(ago(60_010), 0);
+        assert_eq!(ago(60_011), i64::from(u32::MAX) + 1 - 60_001);
     }
 
     #[test]
