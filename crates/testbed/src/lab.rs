@@ -11,6 +11,11 @@ use crate::{Error, InterfaceAddress, Netns, Workload, WorkloadBuilder, ip_batch}
 /// `IFNAMSIZ` without the terminating zero.
 pub(crate) const INTERFACE_NAME_MAX: usize = 15;
 
+/// MAC address of every bridge. Without one of its own a bridge takes the lowest of its ports' and
+/// changes it when a port is added, and neighbours that know the old one go unanswered for half a
+/// minute.
+const BRIDGE_MAC: &str = "02:00:00:00:00:01";
+
 /// Which namespace plays the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabKind {
@@ -131,7 +136,9 @@ impl Lab {
             v6: parse(v6)?,
         };
         let link = &bridge.name;
-        let add = format!("link add name {link} type bridge stp_state 0 forward_delay 0");
+        let add = format!(
+            "link add name {link} address {BRIDGE_MAC} type bridge stp_state 0 forward_delay 0"
+        );
         ip_batch(&self.host, &[add])?;
         no_dad(&self.host, link)?;
         let mut lines = Vec::new();

@@ -117,6 +117,27 @@ fn routed_and_second_networks_are_connected_through_the_host() {
 }
 
 #[test]
+fn a_bridge_keeps_its_mac_address_when_ports_join() {
+    require_root!();
+    let lab = Lab::new("tbed").unwrap();
+    let front = lab.bridge("front", "10.1.0.1/24", "fd01::1/64").unwrap();
+    let mac = || {
+        let mut command = lab.host().command("ip").unwrap();
+        command.args(["-brief", "link", "show", "dev", &front.name]);
+        let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        output.split_ascii_whitespace().nth(2).unwrap().to_owned()
+    };
+    let before = mac();
+    // MAC addresses of veths are random: eight ports would make a change all but certain.
+    for number in 2..10 {
+        let name = format!("w{number}");
+        let builder = lab.workload(&name).on(&front);
+        builder.v4(&format!("10.1.0.{number}")).build().unwrap();
+    }
+    assert_eq!(mac(), before);
+}
+
+#[test]
 fn a_connection_notices_when_the_path_goes() {
     require_root!();
     let lab = Lab::new("tbed").unwrap();
