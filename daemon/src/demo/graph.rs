@@ -1,6 +1,6 @@
 //! The service graph as a tree for people.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
@@ -62,8 +62,8 @@ impl Graph {
 /// Services a source uses, by destination.
 type Callees<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// Draws edges as trees that begin with whom nobody calls. A service that is drawn already is
-/// named, not drawn again.
+/// Draws edges as trees that begin with whom nobody calls. What a service calls is drawn once, below
+/// the caller that is nearest to where requests come in.
 pub(super) fn tree<'a>(
     edges: impl IntoIterator<Item = &'a EdgeName>,
     name: impl Fn(&str) -> String,
@@ -76,90 +76,99 @@ pub(super) fn tree<'a>(
         let services = destinations.entry(&edge.destination).or_default();
         services.insert(&edge.service);
     }
+    let (roots, home) = homes(&callees, &called);
     let mut drawing = Drawing {
         callees,
-        drawn: BTreeSet::new(),
+        home,
         name: &name,
         text: String::new(),
     };
-    let sources: Vec<&str> = drawing.callees.keys().copied().collect();
-    // The way of a request first, then those who only watch.
-    let mut roots: Vec<&str> = sources
-        .iter()
-        .filter(|s| !called.contains(*s))
-        .copied()
-        .collect();
-    roots.sort_by_key(|root| drawing.callees[root].len());
-    // Whoever is called in a circle only has no root above it.
-    for root in roots.into_iter().chain(sources) {
-        if !drawing.drawn.contains(root) {
-            drawing.line("", "", root, "");
-            drawing.node(root, "");
-        }
+    for root in roots {
+        let text = (drawing.name)(root);
+        drawing.line("", "", &text, "");
+        drawing.node(root, "");
     }
     drawing.text
 }
 
+/// The roots, and for every other service with callees the caller below which they are drawn.
+fn homes<'a>(
+    callees: &BTreeMap<&'a str, Callees<'a>>,
+    called: &BTreeSet<&'a str>,
+) -> (Vec<&'a str>, BTreeMap<&'a str, &'a str>) {
+    let mut roots = Vec::new();
+    let mut home = BTreeMap::new();
+    let uncalled = callees.keys().filter(|source| !called.contains(*source));
+    // Whoever is called in a circle only has no root above it, and becomes one.
+    for root in uncalled.chain(callees.keys()) {
+        if roots.contains(root) || home.contains_key(root) {
+            continue;
+        }
+        roots.push(*root);
+        let mut queue = VecDeque::from([*root]);
+        while let Some(source) = queue.pop_front() {
+            for callee in callees.get(source).into_iter().flat_map(BTreeMap::keys) {
+                let fresh = !roots.contains(callee) && !home.contains_key(callee);
+                if fresh && callees.contains_key(callee) {
+                    home.insert(*callee, source);
+                    queue.push_back(*callee);
+                }
+            }
+        }
+    }
+    (roots, home)
+}
+
 struct Drawing<'a, N> {
     callees: BTreeMap<&'a str, Callees<'a>>,
-    drawn: BTreeSet<&'a str>,
+    home: BTreeMap<&'a str, &'a str>,
     name: &'a N,
     text: String,
 }
 
 impl<'a, N: Fn(&str) -> String> Drawing<'a, N> {
     fn line(&mut self, indent: &str, branch: &str, what: &str, after: &str) {
-        let what = (self.name)(what);
         writeln!(self.text, "{indent}{branch}{what}{after}").expect("writes to memory");
     }
 
     fn node(&mut self, source: &'a str, indent: &str) {
-        self.drawn.insert(source);
-        let Some(callees) = self.callees.get(source).cloned() else {
-            return;
-        };
-        // New ones each on a line; many known ones on the same port together.
-        let mut shared: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
-        let mut single: Vec<(&str, Vec<&str>)> = Vec::new();
+        let callees = self.callees.get(source).cloned().unwrap_or_default();
+        // Those that are drawn here come first, each with its own; the others are only named, many
+        // on the same port on one line.
+        let mut here: Vec<(&str, Vec<&str>)> = Vec::new();
+        let mut named: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
         for (callee, services) in callees {
             let services: Vec<&str> = services.into_iter().collect();
-            let leaf = !self.callees.contains_key(callee) || self.drawn.contains(callee);
-            if leaf {
-                shared.entry(services).or_default().push(callee);
+            if self.home.get(callee) == Some(&source) {
+                here.push((callee, services));
             } else {
-                single.push((callee, services));
+                named.entry(services).or_default().push(callee);
             }
         }
-        let mut joined: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();
-        for (services, members) in shared {
-            if members.len() >= SHARE_FROM {
-                joined.push((services, members));
+        let mut lines: Vec<(String, Option<&str>, Vec<&str>)> = Vec::new();
+        for (callee, services) in here {
+            lines.push(((self.name)(callee), Some(callee), services));
+        }
+        for (services, members) in named {
+            let names: Vec<String> = members.iter().map(|member| (self.name)(member)).collect();
+            if names.len() >= SHARE_FROM {
+                lines.push((names.join(", "), None, services));
             } else {
-                single.extend(members.into_iter().map(|member| (member, services.clone())));
+                let single = |name| (name, None, services.clone());
+                lines.extend(names.into_iter().map(single));
             }
         }
-        let count = single.len() + joined.len();
-        let branch = |index: usize| match index + 1 == count {
-            true => ("└─ ", "   "),
-            false => ("├─ ", "│  "),
-        };
-        for (index, (callee, services)) in single.into_iter().enumerate() {
-            let (first, then) = branch(index);
-            self.line(indent, first, callee, &format!("  {}", services.join(" ")));
-            if !self.drawn.contains(callee) {
+        let last = lines.len().saturating_sub(1);
+        for (index, (text, below, services)) in lines.into_iter().enumerate() {
+            let (branch, then) = if index == last {
+                ("└─ ", "   ")
+            } else {
+                ("├─ ", "│  ")
+            };
+            self.line(indent, branch, &text, &format!("  {}", services.join(" ")));
+            if let Some(callee) = below {
                 self.node(callee, &format!("{indent}{then}"));
             }
-        }
-        let first_joined = count - joined.len();
-        for (index, (services, members)) in joined.into_iter().enumerate() {
-            let (first, _) = branch(first_joined + index);
-            let names: Vec<String> = members.iter().map(|member| (self.name)(member)).collect();
-            self.line(
-                indent,
-                first,
-                &names.join(", "),
-                &format!("  {}", services.join(" ")),
-            );
         }
     }
 }
@@ -189,6 +198,21 @@ mod tests {
         assert_eq!(
             text,
             "user\n└─ web  443/TCP\n   └─ api  80/TCP 81/TCP\n      ├─ db  1/TCP\n      └─ web  2/TCP\n"
+        );
+    }
+
+    #[test]
+    fn a_service_is_drawn_below_its_nearest_caller() {
+        let edges = [
+            edge("user", "api", "80/TCP"),
+            edge("user", "db", "1/TCP"),
+            edge("api", "db", "1/TCP"),
+            edge("db", "disk", "2/TCP"),
+        ];
+        let text = tree(&edges, str::to_owned);
+        assert_eq!(
+            text,
+            "user\n├─ api  80/TCP\n│  └─ db  1/TCP\n└─ db  1/TCP\n   └─ disk  2/TCP\n"
         );
     }
 

@@ -320,7 +320,7 @@ pub(super) fn concerns(record: &FlowRecord, probe: &Probe) -> bool {
         record.drop_reason.as_deref() == Some(dataplane_common::DropReason::PolicyRevoked.as_str());
     let kind = match (record.verdict, probe.means) {
         (Verdict::Dropped, Means::Kept) => revoked,
-        (Verdict::Dropped, Means::Tcp) => !revoked,
+        (Verdict::Dropped, Means::Tcp | Means::Scan | Means::Udp) => !revoked,
         _ => true,
     };
     from_intruder

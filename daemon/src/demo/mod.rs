@@ -78,7 +78,6 @@ fn show(args: &DemoArgs, json: bool, started: Instant) -> anyhow::Result<Summary
         story.save(to)?;
         out.say(&format!("Policies and graph are in {}.", to.display()))?;
     }
-    summary.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     if args.keep {
         story.keep(&mut out)?;
     }
@@ -90,6 +89,7 @@ fn show(args: &DemoArgs, json: bool, started: Instant) -> anyhow::Result<Summary
         out.say("Removed: programs, maps and pins, the daemon, all clients and servers, namespaces, files.")?;
     }
     summary.cleaned_up = Some(removed.is_ok());
+    summary.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(summary)
 }
 

@@ -118,13 +118,17 @@ impl Place {
         }
     }
 
-    /// Where customers reach the shop. Docker publishes a port on the host's address.
-    pub(super) fn shop_front(&self) -> [SocketAddr; 2] {
+    /// Where customers reach the shop. Docker publishes a port on the host's IPv4 address; what it
+    /// does for IPv6 depends on the kernel (its proxy hides who the customer is).
+    pub(super) fn shop_front(&self) -> Vec<SocketAddr> {
         let addresses = match self.dockerd {
-            Some(_) => UPLINK.addresses(),
-            None => Network::Front.addresses(shop::replica("edge").number),
+            Some(_) => UPLINK.addresses()[..1].to_vec(),
+            None => Network::Front
+                .addresses(shop::replica("edge").number)
+                .to_vec(),
         };
-        addresses.map(|address| SocketAddr::new(address, SHOP_FRONT))
+        let socket = |address| SocketAddr::new(address, SHOP_FRONT);
+        addresses.into_iter().map(socket).collect()
     }
 
     /// Whether a workload on one network reaches another network through the host. Docker keeps its
@@ -224,7 +228,7 @@ fn container(dockerd: &Dockerd, replica: &Replica) -> Result<Netns> {
         .split_first()
         .expect("every workload is on a network");
     let [v4, v6] = first.addresses(replica.number).map(|a| a.to_string());
-    let publish = format!("--publish={SHOP_FRONT}:{SHOP_FRONT}");
+    let publish = format!("--publish=0.0.0.0:{SHOP_FRONT}:{SHOP_FRONT}");
     let mut options: Vec<&str> = labels.iter().map(String::as_str).collect();
     options.extend(["--network", first.name(), "--ip", &v4, "--ip6", &v6]);
     if replica.app == "edge" {

@@ -341,11 +341,11 @@ pub(super) fn group(app: &str) -> String {
 
 /// Every legitimate request. `edge` is where customers reach the shop: its own address, or where the
 /// host publishes it.
-pub(super) fn calls(edge: [SocketAddr; 2]) -> Vec<Call> {
+pub(super) fn calls(edge: &[SocketAddr]) -> Vec<Call> {
     RELATIONS.iter().flat_map(|r| expand(r, edge)).collect()
 }
 
-fn expand(relation: &Relation, edge: [SocketAddr; 2]) -> Vec<Call> {
+fn expand(relation: &Relation, edge: &[SocketAddr]) -> Vec<Call> {
     let service = format!("{}/{}", relation.port, relation.manner.transport().name());
     let call = |sender, to, late, source: String, destination: String| Call {
         sender,
@@ -385,11 +385,11 @@ fn expand(relation: &Relation, edge: [SocketAddr; 2]) -> Vec<Call> {
                 )
             })
             .collect(),
-        (Party::Outside(from), Party::App(to)) => from
-            .addresses()
-            .into_iter()
-            .zip(edge)
-            .map(|(address, edge)| {
+        (Party::Outside(from), Party::App(to)) => edge
+            .iter()
+            .map(|&edge| {
+                let [v4, v6] = from.addresses();
+                let address = if edge.is_ipv4() { v4 } else { v6 };
                 let (source, destination) = (address.to_string(), group(to));
                 call(Sender::Outside, edge, false, source, destination)
             })
@@ -444,7 +444,7 @@ mod tests {
     use super::*;
 
     fn all_calls() -> Vec<Call> {
-        calls(["10.80.1.10:8443", "[fd80:1::10]:8443"].map(|text| text.parse().unwrap()))
+        calls(&["10.80.1.10:8443", "[fd80:1::10]:8443"].map(|text| text.parse().unwrap()))
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::graph::{self, Graph};
 use super::intruder::{self, Account, Attack, Intruder, Means};
 use super::out::{Out, plural};
 use super::place::Place;
-use super::shop::{self, EdgeName, INTRUDER, REPLICAS, SPOOFED};
+use super::shop::{self, INTRUDER, REPLICAS, SPOOFED};
 use super::stop;
 use super::summary::Summary;
 use super::traffic::{self, Phase, Traffic};
@@ -37,8 +37,8 @@ const ROUNDS: u64 = 5;
 const ARRIVAL: Duration = Duration::from_secs(1);
 /// The kernel's coarse clock, which stamps events, lags behind by up to a timer tick.
 const CLOCK_GRAIN: Duration = Duration::from_millis(50);
-/// Lines of generated policy that are shown.
-const POLICY_LINES: usize = 38;
+/// The generated policy that is shown.
+const POLICY_SHOWN: &str = "learned-postgres";
 const POLICY_FILE: &str = "networkpolicy.yaml";
 
 /// Everything that runs. Fields drop in order: the firewall first, the place it stands in last.
@@ -271,21 +271,27 @@ impl Story {
         summary.rules = suggestion.rules.len();
         let file = self.directory.join(POLICY_FILE);
         fs::write(&file, &suggestion.yaml).context("cannot write the policies")?;
-        let lines: Vec<&str> = suggestion.yaml.lines().collect();
         out.say(&format!(
-            "{} in {} Kubernetes NetworkPolicies. It begins:",
+            "{} in {} Kubernetes NetworkPolicies, each with its evidence. The one of the database:",
             plural(summary.rules, "rule"),
             summary.policies
         ))?;
         out.line("")?;
-        out.indented(&lines[..lines.len().min(POLICY_LINES)].join("\n"))?;
+        let documents = suggestion.yaml.split("\n---\n");
+        let shown = format!("name: {POLICY_SHOWN}\n");
+        out.indented(
+            documents
+                .into_iter()
+                .find(|d| d.contains(&shown))
+                .unwrap_or_default(),
+        )?;
         out.line("")?;
         out.say(&format!(
-            "The whole ({} lines) is in {} while the demo runs; --save DIR keeps it.",
-            lines.len(),
+            "All of them ({} lines) are in {} while the demo runs; --save DIR keeps them.",
+            suggestion.yaml.lines().count(),
             file.display()
         ))?;
-        for note in &suggestion.left_out {
+        for note in join_notes(&suggestion.left_out) {
             out.say(&format!("Note: {note}"))?;
         }
         let request = PolicyRequest {
@@ -654,6 +660,23 @@ fn enforced(change: &Change) -> Result<()> {
     Ok(())
 }
 
+/// Notes that say the same of several edges become one.
+fn join_notes(notes: &[String]) -> Vec<String> {
+    let mut joined: Vec<(Vec<&str>, &str)> = Vec::new();
+    for note in notes {
+        let (subject, text) = note.split_once(": ").unwrap_or(("", note));
+        match joined.iter_mut().find(|(_, known)| *known == text) {
+            Some((subjects, _)) => subjects.push(subject),
+            None => joined.push((vec![subject], text)),
+        }
+    }
+    let sentence = |(subjects, text): (Vec<&str>, &str)| match subjects[..] {
+        [""] => text.to_owned(),
+        _ => format!("{}: {text}", subjects.join("; ")),
+    };
+    joined.into_iter().map(sentence).collect()
+}
+
 fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
@@ -693,4 +716,15 @@ fn brief(record: &FlowRecord) -> String {
         record.direction,
         record.drop_reason.as_deref().unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join_notes;
+
+    #[test]
+    fn notes_that_say_the_same_are_joined() {
+        let notes = ["a -> b: x", "a -> c: x", "d: y", "z"].map(str::to_owned);
+        assert_eq!(join_notes(&notes), ["a -> b; a -> c: x", "d: y", "z"]);
+    }
 }

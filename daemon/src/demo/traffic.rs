@@ -209,7 +209,7 @@ impl Traffic {
     /// Opens the outside's listeners. Workloads open with [`Traffic::open`].
     pub(super) fn new(place: &Place) -> Result<Self> {
         let mut traffic = Self {
-            ledger: Arc::new(Ledger::new(shop::calls(place.shop_front()))),
+            ledger: Arc::new(Ledger::new(shop::calls(&place.shop_front()))),
             stop: Arc::default(),
             clients: Vec::new(),
             open: Vec::new(),
