@@ -18,7 +18,7 @@
 //!    learns its addresses or the address is link-local.
 //! 6. An ICMP error passes if it is about a flow that passes and goes to the sender of the packet it
 //!    is about. It is part of no flow and counted on none.
-//! 7. Everything else belongs to a flow of its own, see [`Reference::flow`].
+//! 7. Everything else belongs to a flow of its own, see `Reference::flow`.
 //!
 //! Time is no part of it: sequences are far shorter than every timeout.
 
@@ -259,6 +259,12 @@ impl Reference {
         self.identities.clear();
     }
 
+    /// What is in force.
+    #[must_use]
+    pub const fn world(&self) -> &World {
+        &self.world
+    }
+
     /// Judges a packet.
     pub fn judge(&mut self, direction: Direction, frame: &[u8]) -> Outcome {
         let (packet, kind) = parse(frame);
@@ -454,7 +460,7 @@ impl Reference {
     /// - A SYN against the direction of a living connection is a question of its own. A no is
     ///   `reverse_open` and leaves the flow alone.
     /// - An entry of another state is judged again first. A change is told.
-    pub fn flow(&mut self, mut passage: Passage, key: Key, checked: bool) -> Outcome {
+    fn flow(&mut self, mut passage: Passage, key: Key, checked: bool) -> Outcome {
         let opening = passage.packet.protocol == proto::TCP
             && passage.has_tcp(2)
             && !passage.has_tcp(16);

@@ -95,6 +95,10 @@ pub mod flags {
     pub const OPENER_UNSURE: u8 = 0x02;
     /// Both ends closed (FIN) or one reset the connection; the close event was sent.
     pub const CLOSED: u8 = 0x04;
+    /// The workload's side is an address of nobody (multicast, or unknown), and no packet with it as
+    /// its source has been checked since the last judgement. What the workload sends then goes
+    /// through the source check before it counts as part of the flow.
+    pub const LOCAL_UNCHECKED: u8 = 0x08;
 }
 
 /// TCP flag bits as they stand in byte 13 of the header (RFC 9293 section 3.1).

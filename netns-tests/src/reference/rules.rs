@@ -7,7 +7,7 @@ use dataplane_common::policy::Action;
 use ipnet::IpNet;
 use policy::compile::IdentityInfo;
 use policy::evaluate::{Evaluator, Flow, Owner, RuleRef};
-use policy::model::{Estate, Mode, Modes, Protocol, Unselected};
+use policy::model::{Estate, Mode, Modes, Protocol, Unselected, Workload};
 use policy::parse::PolicySet;
 use policy::resolve::{NamespaceMatch, PeerMatch, Peers, Ports, ResolvedRule, resolve};
 
@@ -107,19 +107,19 @@ impl World {
             .iter()
             .find(|workload| workload.addresses.contains(&address));
         match (owner, block) {
-            (Some(workload), block) => {
-                let mut ports = workload.ports.clone();
-                ports.sort();
-                ports.dedup();
-                IdentityInfo::Workload {
-                    namespace: workload.namespace.clone(),
-                    labels: workload.labels.clone(),
-                    ports,
-                    block,
-                }
-            }
+            (Some(workload), block) => workload_identity(workload, block),
             (None, Some(cidr)) => IdentityInfo::Block { cidr },
             (None, None) => IdentityInfo::World,
+        }
+    }
+
+    /// Who the workload is: its first address, or the workload alone while it has none.
+    #[must_use]
+    pub fn own_identity(&self) -> IdentityInfo {
+        let workload = &self.estate.workloads[0];
+        match workload.addresses.first() {
+            Some(&address) => self.identity(address),
+            None => workload_identity(workload, None),
         }
     }
 
@@ -150,6 +150,18 @@ impl World {
             }
         }
         smallest
+    }
+}
+
+fn workload_identity(workload: &Workload, block: Option<IpNet>) -> IdentityInfo {
+    let mut ports = workload.ports.clone();
+    ports.sort();
+    ports.dedup();
+    IdentityInfo::Workload {
+        namespace: workload.namespace.clone(),
+        labels: workload.labels.clone(),
+        ports,
+        block,
     }
 }
 
