@@ -1,6 +1,8 @@
 //! The demo as a user runs it: the whole story in namespaces of its own, judged by its own numbers
 //! and by what it leaves behind.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use flowgraph::record::{FlowRecord, Verdict};
+use flowgraph::record::{Event, FlowRecord, Verdict};
 use policy::model::Protocol;
 use testbed::{Connection, Netns, Outcome, probe};
 
@@ -341,7 +341,7 @@ pub(super) struct Account {
     pub(super) reached: usize,
     /// Of these, that the firewall has a record of with the expected verdict.
     pub(super) recorded: usize,
-    /// What the intruder saw.
+    /// What the intruder saw; of a spoofed datagram, what its victim saw.
     pub(super) outcome: String,
     pub(super) drop_reason: String,
     pub(super) rule: String,
@@ -357,12 +357,22 @@ impl Account {
         for probe in &attack.probes {
             let mut about = records.iter().filter(|r| concerns(r, probe)).peekable();
             recorded += usize::from(about.peek().is_some());
-            for record in about {
+            // Where a living flow is cut, the judgement comes before the drop.
+            for record in about.filter(|record| record.event != Event::Rejudged) {
                 reasons.extend(record.drop_reason.clone());
                 rules.extend(record.rule.as_ref().map(ToString::to_string));
             }
         }
-        let words: BTreeSet<String> = outcomes.iter().map(ToString::to_string).collect();
+        let words: BTreeSet<String> = attack
+            .probes
+            .iter()
+            .zip(outcomes)
+            .map(|(probe, outcome)| match (probe.means, outcome) {
+                (Means::Spoof(_), Outcome::Connected) => "arrived".to_owned(),
+                (Means::Spoof(_), Outcome::TimedOut) => "never arrived".to_owned(),
+                (_, outcome) => outcome.to_string(),
+            })
+            .collect();
         let list = |set: BTreeSet<String>| set.into_iter().collect::<Vec<_>>().join(", ");
         Self {
             attempt: attack.title,

@@ -4,9 +4,11 @@
 //! enforces them; an intruder; and the numbers that say whether it worked. Everything is in a host
 //! namespace of the demo's own and is removed at the end, also after Ctrl-C, an error or a panic.
 
+mod enforcing;
 mod firewall;
 mod graph;
 mod intruder;
+mod learning;
 mod out;
 mod place;
 mod shop;

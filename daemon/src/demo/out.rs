@@ -68,7 +68,9 @@ impl Out {
 
     /// A table, indented.
     pub(super) fn table(&self, headings: &[&str], rows: Vec<Vec<String>>) -> Result<()> {
-        self.indented(&output::table(headings, rows))
+        let headings = headings.iter().map(ToString::to_string).collect();
+        let rows: Vec<Vec<String>> = std::iter::once(headings).chain(rows).collect();
+        self.indented(&align(&rows))
     }
 
     /// Lines, indented.
@@ -101,6 +103,31 @@ impl Out {
     }
 }
 
+/// Columns two spaces apart; an empty cell is `-`. Unlike [`output::table`] it never folds a row:
+/// it stands indented among sentences.
+fn align(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let cell = |row: &[String], column: usize| match row.get(column).map(String::as_str) {
+        None | Some("") => "-".to_owned(),
+        Some(text) => text.to_owned(),
+    };
+    let width = |column| {
+        let lengths = rows.iter().map(|row| cell(row, column).chars().count());
+        lengths.max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (column, width) in widths.iter().enumerate() {
+            let cell = cell(row, column);
+            text.push_str(&format!("{cell:<width$}  "));
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text
+}
+
 /// `1 edge`, `2 edges`.
 pub(super) fn plural(count: usize, one: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
@@ -110,6 +137,13 @@ pub(super) fn plural(count: usize, one: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_no_cell_is_empty() {
+        let rows =
+            [["A", "B"], ["long", ""], ["x", "y"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(align(&rows), "A     B\nlong  -\nx     y\n");
+    }
 
     #[test]
     fn plurals_follow_the_count() {

@@ -166,7 +166,15 @@ impl Summary {
 
     /// Prints it for people.
     pub(super) fn print(&self, out: &Out) -> Result<()> {
-        let of = |tally: Tally| format!("{} of {}", count(tally.ok), count(tally.total));
+        let of = |tally: Tally| {
+            // Rounded down: 100 % is all of them.
+            let percent = tally.ok * 100 / tally.total.max(1);
+            format!(
+                "{} of {} ({percent} %)",
+                count(tally.ok),
+                count(tally.total)
+            )
+        };
         let attacks = &self.attacks;
         let rows = [
             (
@@ -199,7 +207,7 @@ impl Summary {
             (
                 "old connections",
                 format!(
-                    "{} opened before the daemon, {} requests over them answered in protect",
+                    "{} opened before the daemon; requests over them in protect {}",
                     self.old_connections.opened,
                     of(self.old_connections.requests)
                 ),
