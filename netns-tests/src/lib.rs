@@ -8,8 +8,10 @@
 
 pub mod bed;
 pub mod bpffs;
+pub mod documents;
 pub mod frames;
 pub mod kernel;
 pub mod objects;
+pub mod output;
 pub mod portcullis;
 pub mod reference;

@@ -8,7 +8,7 @@ use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_programs}
 use serde_json::Value;
 use testbed::{Lab, Netns, Workload, wait_for};
 
-use crate::portcullis::Output;
+use crate::output::Output;
 
 /// Programs and maps by their kernel ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

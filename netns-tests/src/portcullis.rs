@@ -1,7 +1,6 @@
 //! The daemon under test: the real binary as a process of its own, and its command line.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tempfile::TempDir;
 use testbed::{Lab, Netns, Process, wait_for};
 
 use crate::bpffs::Bpffs;
+pub use crate::output::Output;
 
 /// Names the binary under test; `cargo xtask test-root` sets it.
 const BINARY_ENV: &str = "PORTCULLIS_BIN";
@@ -90,84 +90,6 @@ impl Options {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
-    }
-}
-
-/// What a command said.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Command line, for messages.
-    pub command: String,
-    /// Exit code; `None` when a signal ended it.
-    pub status: Option<i32>,
-    /// Standard output.
-    pub stdout: String,
-    /// Standard error.
-    pub stderr: String,
-}
-
-impl Output {
-    /// Runs a command to its end, with `input` as its standard input.
-    ///
-    /// # Panics
-    /// When it cannot be started.
-    #[must_use]
-    pub fn of(mut command: Command, input: &str) -> Self {
-        let text = format!("{command:?}");
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot run {text}: {error}"));
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        let output = std::thread::scope(|scope| {
-            // A command may end without reading its input.
-            scope.spawn(move || {
-                let _ = stdin.write_all(input.as_bytes());
-            });
-            child.wait_with_output().expect("a child to wait for")
-        });
-        Self {
-            command: text,
-            status: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// The output of a command that must succeed.
-    ///
-    /// # Panics
-    /// When it did not.
-    #[must_use = "look at what it said, or use Daemon::ok"]
-    pub fn ok(self) -> Self {
-        assert_eq!(self.status, Some(0), "{self:#?}");
-        self
-    }
-
-    /// Standard output as one JSON document.
-    ///
-    /// # Panics
-    /// When it is none.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout)
-            .unwrap_or_else(|error| panic!("{error} in the output of {self:#?}"))
-    }
-
-    /// Standard output as one JSON document a line.
-    ///
-    /// # Panics
-    /// When a line is none.
-    #[must_use]
-    pub fn jsonl(&self) -> Vec<Value> {
-        self.stdout
-            .lines()
-            .map(|line| {
-                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in `{line}`"))
-            })
-            .collect()
     }
 }
 
