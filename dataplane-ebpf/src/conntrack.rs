@@ -24,19 +24,21 @@ impl Key {
     #[inline(always)]
     pub fn set(&mut self, endpoint: u32, egress: bool, packet: &Packet) {
         // ICMP has one identifier for both directions and no port on the other side.
-        let icmp = matches!(packet.protocol, proto::ICMP | proto::ICMPV6);
-        let (mut source_port_be, mut destination_port_be) =
-            (packet.source_port_be, packet.destination_port_be);
+        let icmp = matches!(packet.header.protocol, proto::ICMP | proto::ICMPV6);
+        let (mut source_port_be, mut destination_port_be) = (
+            packet.header.source_port_be,
+            packet.header.destination_port_be,
+        );
         if icmp && egress {
             destination_port_be = 0;
         } else if icmp {
-            (source_port_be, destination_port_be) = (0, packet.source_port_be);
+            (source_port_be, destination_port_be) = (0, packet.header.source_port_be);
         }
-        self.family = packet.family;
+        self.family = packet.header.family;
         if egress {
             self.fill(
                 endpoint,
-                packet.protocol,
+                packet.header.protocol,
                 &packet.source,
                 &packet.destination,
                 source_port_be,
@@ -45,7 +47,7 @@ impl Key {
         } else {
             self.fill(
                 endpoint,
-                packet.protocol,
+                packet.header.protocol,
                 &packet.destination,
                 &packet.source,
                 destination_port_be,
@@ -160,24 +162,24 @@ fn side(entry_flags: u8, egress: bool) -> usize {
 /// migrations, and an atomic addition would cost more than the lookup (docs/adr/0002-conntrack.md).
 #[inline(always)]
 pub fn account(entry: &mut CtEntry, flow: &Flow) -> bool {
-    let tcp_flags = flow.packet.tcp_flags;
+    let tcp_flags = flow.packet.header.tcp_flags;
     let mut closed = false;
     // Written out for each side: an index into a map value costs the verifier bounds it cannot see.
     if side(entry.flags, flow.is_egress()) == 0 {
         entry.packets[0] += flow.segments;
-        entry.bytes[0] += u64::from(flow.packet.l3_len);
+        entry.bytes[0] += u64::from(flow.packet.header.l3_len);
         if entry.tcp_flags[0] | tcp_flags != entry.tcp_flags[0] {
             entry.tcp_flags[0] |= tcp_flags;
         }
     } else {
         entry.packets[1] += flow.segments;
-        entry.bytes[1] += u64::from(flow.packet.l3_len);
+        entry.bytes[1] += u64::from(flow.packet.header.l3_len);
         if entry.tcp_flags[1] | tcp_flags != entry.tcp_flags[1] {
             entry.tcp_flags[1] |= tcp_flags;
         }
     }
     entry.last_seen_ns = flow.now_ns;
-    if flow.packet.protocol == proto::TCP && tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+    if flow.packet.header.protocol == proto::TCP && tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         let both_fin = entry.tcp_flags[0] & entry.tcp_flags[1] & tcp::FIN != 0;
         if (both_fin || tcp_flags & tcp::RST != 0) && entry.flags & flags::CLOSED == 0 {
             entry.flags |= flags::CLOSED;

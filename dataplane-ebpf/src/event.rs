@@ -50,30 +50,30 @@ pub fn emit(flow: &Flow, details: &Details, totals: Option<&CtEntry>) {
         (
             packet.source,
             packet.destination,
-            packet.source_port_be,
-            packet.destination_port_be,
+            packet.header.source_port_be,
+            packet.header.destination_port_be,
         )
     } else {
         (
             packet.destination,
             packet.source,
-            packet.destination_port_be,
-            packet.source_port_be,
+            packet.header.destination_port_be,
+            packet.header.source_port_be,
         )
     };
     let mut local_port_be = local_port_be;
-    if packet.icmp_type != 0 || packet.is_icmp_echo_reply() {
-        local_port_be = packet.source_port_be;
-        remote_port_be = u16::from_ne_bytes([packet.icmp_type, packet.icmp_code]);
+    if packet.header.icmp_type != 0 || packet.is_icmp_echo_reply() {
+        local_port_be = packet.header.source_port_be;
+        remote_port_be = u16::from_ne_bytes([packet.header.icmp_type, packet.header.icmp_code]);
     }
     let (packets, bytes) = match totals {
         Some(entry) => (entry.packets, entry.bytes),
         None => {
             let opener = details.ct_flags & dataplane_common::conntrack::flags::OPENER_LOCAL != 0;
             if opener == egress {
-                ([flow.segments, 0], [u64::from(packet.l3_len), 0])
+                ([flow.segments, 0], [u64::from(packet.header.l3_len), 0])
             } else {
-                ([0, flow.segments], [0, u64::from(packet.l3_len)])
+                ([0, flow.segments], [0, u64::from(packet.header.l3_len)])
             }
         }
     };
@@ -95,10 +95,10 @@ pub fn emit(flow: &Flow, details: &Details, totals: Option<&CtEntry>) {
         verdict: details.verdict as u8,
         reason: details.reason,
         direction: flow.direction as u8,
-        protocol: packet.protocol,
-        tcp_flags: packet.tcp_flags,
+        protocol: packet.header.protocol,
+        tcp_flags: packet.header.tcp_flags,
         ct_flags: details.ct_flags,
-        family: packet.family,
+        family: packet.header.family,
         _pad: [0; 8],
     });
     slot.submit(0);

@@ -14,10 +14,8 @@ use dataplane_common::{
     fragment::{FragmentKey, FragmentPorts},
     identity::{AddressKey, AddressValue, CidrKey},
     policy::{PolicyKey, PolicyMeta, PolicyValue},
-    stats::{Counter, PACKET_STATS_LEN},
+    stats::{Counter, CpuState, PACKET_STATS_LEN},
 };
-
-use crate::verdict::Flow;
 
 /// Workload interfaces, by index. Control writes whole values; programs read.
 /// 4,096 interfaces is far past what one host runs.
@@ -65,7 +63,8 @@ pub static CT6: LruHashMap<CtKey6, CtEntry> = LruHashMap::with_max_entries(262_1
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts> =
     LruHashMap::with_max_entries(8192, 0);
 
-/// Packets and bytes by verdict, direction and reason. Programs write; control reads.
+/// Packets and bytes by verdict, direction and reason, but for what `cpu_state` counts. Programs
+/// write; control reads.
 #[map(name = "packet_stats")]
 pub static PACKET_STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(PACKET_STATS_LEN, 0);
 
@@ -77,6 +76,6 @@ pub static LOST_EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EventKi
 #[map(name = "events")]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
-/// The packet at hand. Programs only.
-#[map(name = "scratch")]
-pub static SCRATCH: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1, 0);
+/// Counters of passing packets, and the packet at hand. Programs write; control reads the counters.
+#[map(name = "cpu_state")]
+pub static CPU_STATE: PerCpuArray<CpuState> = PerCpuArray::with_max_entries(1, 0);

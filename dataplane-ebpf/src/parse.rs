@@ -28,9 +28,19 @@ const PULL_LEN: u32 = 256;
 
 /// A packet, by value: nothing points into the buffer any more. Filled in place, because the BPF
 /// stack has no room for the copies that returning it by value makes.
+#[repr(C)]
 pub struct Packet {
+    /// Valid when `family` is not 0.
     pub source: Addr,
     pub destination: Addr,
+    /// Everything else, cleared for each packet.
+    pub header: Header,
+}
+
+/// What parsing finds besides the addresses: whole words, so that clearing it is a few stores.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Header {
     /// Layer 3 length as seen (GSO: of the super-packet).
     pub l3_len: u32,
     /// Identification of a fragmented datagram.
@@ -39,7 +49,7 @@ pub struct Packet {
     pub l4_offset: u32,
     pub source_port_be: u16,
     pub destination_port_be: u16,
-    /// 4 or 6.
+    /// 4 or 6; 0 while the addresses are unknown.
     pub family: u8,
     pub protocol: u8,
     pub tcp_flags: u8,
@@ -48,6 +58,7 @@ pub struct Packet {
     /// TTL or hop limit.
     pub hop_limit: u8,
     pub fragment: Fragment,
+    _pad: u8,
 }
 
 /// Place of a packet within a fragmented datagram.
@@ -55,7 +66,7 @@ pub struct Packet {
 #[repr(u8)]
 pub enum Fragment {
     /// Not fragmented.
-    Whole,
+    Whole = 0,
     /// Carries the layer 4 header.
     First,
     /// Carries no layer 4 header.
@@ -224,7 +235,7 @@ fn parse_linear(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReaso
             return Err(DropReason::VlanUnsupported);
         }
     }
-    packet.l3_len = ctx.len().wrapping_sub(offset as u32);
+    packet.header.l3_len = ctx.len().wrapping_sub(offset as u32);
     match ethertype {
         ETHERTYPE_IPV4 => parse_ipv4(&reader, offset, packet)?,
         ETHERTYPE_IPV6 => parse_ipv6(&reader, offset, packet)?,
@@ -245,27 +256,27 @@ fn parse_ipv4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
     }
     // A GSO super-packet may state 0 or its true length; a plain packet must not promise more than
     // it brings, nor less than its own header.
-    if total_len != 0 && (total_len > packet.l3_len || (total_len as usize) < header_len) {
+    if total_len != 0 && (total_len > packet.header.l3_len || (total_len as usize) < header_len) {
         return Err(DropReason::Truncated);
     }
     let fragment_bits = header.number::<6>();
     let fragment_offset = fragment_bits & 0x1fff;
     let more = fragment_bits & 0x2000 != 0;
-    packet.fragment = match (fragment_offset, more) {
+    packet.header.fragment = match (fragment_offset, more) {
         (0, false) => Fragment::Whole,
         (0, true) => Fragment::First,
         _ => Fragment::Later,
     };
     // RFC 1858, RFC 3128: an offset of one unit would overwrite the TCP flags or ports.
-    packet.protocol = header.read::<u8, 9>();
-    if fragment_offset == 1 && packet.protocol == proto::TCP {
+    packet.header.protocol = header.read::<u8, 9>();
+    if fragment_offset == 1 && packet.header.protocol == proto::TCP {
         return Err(DropReason::FragmentTooSmall);
     }
     packet.source = header.v4::<12>();
     packet.destination = header.v4::<16>();
-    packet.family = 4;
-    packet.hop_limit = header.read::<u8, 8>();
-    packet.fragment_id = u32::from(header.number::<4>());
+    packet.header.family = 4;
+    packet.header.hop_limit = header.read::<u8, 8>();
+    packet.header.fragment_id = u32::from(header.number::<4>());
     parse_l4(reader, offset + header_len, packet)
 }
 
@@ -276,14 +287,14 @@ fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
         return Err(DropReason::MalformedHeader);
     }
     let payload_len = u32::from(header.number::<4>());
-    if payload_len + IPV6_LEN as u32 > packet.l3_len {
+    if payload_len + IPV6_LEN as u32 > packet.header.l3_len {
         return Err(DropReason::Truncated);
     }
     packet.source = header.v6_source();
     packet.destination = header.v6_destination();
-    packet.family = 6;
-    packet.hop_limit = header.read::<u8, 7>();
-    packet.fragment = Fragment::Whole;
+    packet.header.family = 6;
+    packet.header.hop_limit = header.read::<u8, 7>();
+    packet.header.fragment = Fragment::Whole;
     if packet.source.is_v4() || packet.destination.is_v4() {
         // RFC 4942 section 2.2: never valid on the wire.
         return Err(DropReason::MartianAddress);
@@ -300,15 +311,15 @@ fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
             let header = reader.window::<8>(offset)?;
             protocol = header.read::<u8, 0>();
             let bits = header.number::<2>();
-            packet.fragment_id = u32::from_be(header.read::<u32, 4>());
+            packet.header.fragment_id = u32::from_be(header.read::<u32, 4>());
             offset += 8;
-            packet.fragment = match (bits >> 3, bits & 1) {
+            packet.header.fragment = match (bits >> 3, bits & 1) {
                 // An atomic fragment is a whole datagram (RFC 6946).
                 (0, 0) => Fragment::Whole,
                 (0, _) => Fragment::First,
                 _ => Fragment::Later,
             };
-            if packet.fragment == Fragment::Later {
+            if packet.header.fragment == Fragment::Later {
                 break;
             }
         } else {
@@ -324,7 +335,7 @@ fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
             protocol = next;
         }
     }
-    packet.protocol = protocol;
+    packet.header.protocol = protocol;
     parse_l4(reader, offset, packet)
 }
 
@@ -343,22 +354,22 @@ fn is_extension(protocol: u8) -> bool {
 
 #[inline(always)]
 fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
-    packet.l4_offset = offset as u32;
-    if packet.fragment == Fragment::Later {
+    packet.header.l4_offset = offset as u32;
+    if packet.header.fragment == Fragment::Later {
         return Ok(());
     }
-    let too_short = if packet.fragment == Fragment::First {
+    let too_short = if packet.header.fragment == Fragment::First {
         DropReason::FragmentTooSmall
     } else {
         DropReason::Truncated
     };
-    match packet.protocol {
+    match packet.header.protocol {
         proto::TCP => {
             let header = reader.window::<20>(offset).map_err(|_| too_short)?;
-            packet.source_port_be = header.read::<u16, 0>();
-            packet.destination_port_be = header.read::<u16, 2>();
+            packet.header.source_port_be = header.read::<u16, 0>();
+            packet.header.destination_port_be = header.read::<u16, 2>();
             let flags = header.read::<u8, 13>();
-            packet.tcp_flags = flags;
+            packet.header.tcp_flags = flags;
             // RFC 9293 section 3.10.7: no stack opens with SYN and FIN or RST, and every segment
             // has SYN, RST or ACK set.
             let invalid_syn = flags & tcp::SYN != 0 && flags & (tcp::FIN | tcp::RST) != 0;
@@ -369,17 +380,17 @@ fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), D
         // 136 is UDP-Lite (RFC 3828).
         proto::UDP | proto::SCTP | 136 => {
             let header = reader.window::<8>(offset).map_err(|_| too_short)?;
-            packet.source_port_be = header.read::<u16, 0>();
-            packet.destination_port_be = header.read::<u16, 2>();
+            packet.header.source_port_be = header.read::<u16, 0>();
+            packet.header.destination_port_be = header.read::<u16, 2>();
         }
         proto::ICMP | proto::ICMPV6 => {
             let header = reader.window::<4>(offset).map_err(|_| too_short)?;
-            packet.icmp_type = header.read::<u8, 0>();
-            packet.icmp_code = header.read::<u8, 1>();
+            packet.header.icmp_type = header.read::<u8, 0>();
+            packet.header.icmp_code = header.read::<u8, 1>();
             // Identifier of echo messages; other types have something else there.
             if packet.is_icmp_echo_request() || packet.is_icmp_echo_reply() {
                 let header = reader.window::<8>(offset).map_err(|_| too_short)?;
-                packet.source_port_be = header.read::<u16, 4>();
+                packet.header.source_port_be = header.read::<u16, 4>();
             }
         }
         _ => {}
@@ -392,8 +403,8 @@ fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), D
 #[inline(always)]
 pub fn parse_inner(ctx: &TcContext, packet: &Packet) -> Result<InnerPacket, DropReason> {
     let reader = Reader::new(ctx);
-    let offset = packet.l4_offset as usize + 8;
-    let (source, destination, protocol, l4) = if packet.family == 4 {
+    let offset = packet.header.l4_offset as usize + 8;
+    let (source, destination, protocol, l4) = if packet.header.family == 4 {
         let header = reader.window::<IPV4_LEN>(offset)?;
         let version_ihl = header.read::<u8, 0>();
         let header_len = usize::from(version_ihl & 0x0f) * 4;
@@ -448,41 +459,46 @@ pub fn parse_inner(ctx: &TcContext, packet: &Packet) -> Result<InnerPacket, Drop
 }
 
 impl Packet {
-    /// Forgets the packet before, in every field that parsing may leave alone.
+    /// Forgets the packet before, but for its addresses, which `family` 0 makes invalid.
     #[inline(always)]
     pub fn clear(&mut self) {
-        self.source = Addr([0; 4]);
-        self.destination = Addr([0; 4]);
-        self.l3_len = 0;
-        self.fragment_id = 0;
-        self.l4_offset = 0;
-        self.source_port_be = 0;
-        self.destination_port_be = 0;
-        self.family = 0;
-        self.protocol = 0;
-        self.tcp_flags = 0;
-        self.icmp_type = 0;
-        self.icmp_code = 0;
-        self.hop_limit = 0;
-        self.fragment = Fragment::Whole;
+        const WORDS: usize = size_of::<Header>() / size_of::<u64>();
+        const { assert!(WORDS * size_of::<u64>() == size_of::<Header>()) };
+        let words = (&raw mut self.header).cast::<u64>();
+        let mut word = 0;
+        while word < WORDS {
+            // SAFETY: within the header, which is aligned to words and for which zero is valid
+            // (`Fragment::Whole`). Volatile, or LLVM makes a call of the byte-wise `memset` of it.
+            unsafe { words.add(word).write_volatile(0) };
+            word += 1;
+        }
+    }
+
+    /// Forgets the addresses of the packet before when this one's were not reached.
+    #[inline(always)]
+    pub fn clear_unknown_addresses(&mut self) {
+        if self.header.family == 0 {
+            self.source = Addr([0; 4]);
+            self.destination = Addr([0; 4]);
+        }
     }
 
     #[inline(always)]
     pub fn is_icmp_echo_request(&self) -> bool {
-        (self.protocol == proto::ICMP && self.icmp_type == 8)
-            || (self.protocol == proto::ICMPV6 && self.icmp_type == 128)
+        (self.header.protocol == proto::ICMP && self.header.icmp_type == 8)
+            || (self.header.protocol == proto::ICMPV6 && self.header.icmp_type == 128)
     }
 
     #[inline(always)]
     pub fn is_icmp_echo_reply(&self) -> bool {
-        (self.protocol == proto::ICMP && self.icmp_type == 0)
-            || (self.protocol == proto::ICMPV6 && self.icmp_type == 129)
+        (self.header.protocol == proto::ICMP && self.header.icmp_type == 0)
+            || (self.header.protocol == proto::ICMPV6 && self.header.icmp_type == 129)
     }
 
     /// Destination unreachable, packet too big, time exceeded, parameter problem, source quench.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
-        (self.protocol == proto::ICMP && matches!(self.icmp_type, 3 | 4 | 11 | 12))
-            || (self.protocol == proto::ICMPV6 && matches!(self.icmp_type, 1..=4))
+        (self.header.protocol == proto::ICMP && matches!(self.header.icmp_type, 3 | 4 | 11 | 12))
+            || (self.header.protocol == proto::ICMPV6 && matches!(self.header.icmp_type, 1..=4))
     }
 }

@@ -12,19 +12,19 @@ use dataplane_common::{
     fragment::{FragmentKey, FragmentPorts},
     policy::{Action, Mode, rule_id},
     proto,
-    stats::Verdict,
+    stats::{SCRATCH_WORDS, Verdict},
 };
 
 use crate::{
     conntrack::{self, Key},
     event::{self, Details},
-    maps::{ENDPOINT_STATES, ENDPOINTS, FRAGMENTS, POLICIES, SCRATCH},
+    maps::{CPU_STATE, ENDPOINT_STATES, ENDPOINTS, FRAGMENTS, POLICIES},
     parse::{self, Fragment, Frame, Packet},
     policy::{self, Query},
 };
 
 /// A packet in its context: everything the slow path needs, by value. It lives in per-CPU memory
-/// (`scratch`): the BPF stack is too small for it, and the verifier, which knows nothing of what such
+/// (`cpu_state`): the BPF stack is too small for it, and the verifier, which knows nothing of what such
 /// memory holds, has far fewer paths to tell apart.
 pub struct Flow {
     pub packet: Packet,
@@ -55,7 +55,7 @@ impl Flow {
 
     #[inline(always)]
     fn l3_len(&self) -> u64 {
-        u64::from(self.packet.l3_len)
+        u64::from(self.packet.header.l3_len)
     }
 
     #[inline(always)]
@@ -128,7 +128,7 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
     // SAFETY: the pointer is valid for the program's run; control stores whole words.
     let state = EndpointState(unsafe { state.read_volatile() });
 
-    let Some(flow) = SCRATCH.get_ptr_mut(0) else {
+    let Some(cpu) = CPU_STATE.get_ptr_mut(0) else {
         // Index 0 of a one-element array exists; the verifier wants to hear it.
         event::count(
             Verdict::Dropped,
@@ -139,8 +139,16 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
         );
         return Verdict::Dropped;
     };
-    // SAFETY: the slot is this CPU's alone: TC programs run with bottom halves off and do not nest.
-    let flow = unsafe { &mut *flow };
+    const { assert!(size_of::<Flow>() <= SCRATCH_WORDS * size_of::<u64>()) };
+    // SAFETY: the element is this CPU's alone: TC programs run with bottom halves off and do not
+    // nest. `Flow` fits into the scratch words, is aligned like them, and every field is written
+    // below or by parsing before it is read.
+    let (cpu, flow) = unsafe {
+        (
+            &raw mut *cpu,
+            &mut *(&raw mut (*cpu).scratch).cast::<Flow>(),
+        )
+    };
     flow.packet.clear();
     flow.segments = segments;
     // SAFETY: the helper takes no argument and cannot fail.
@@ -160,9 +168,12 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
             flow.count(Verdict::Forwarded, 0);
             return Verdict::Forwarded;
         }
-        Err(reason) => return refuse(flow, reason),
+        Err(reason) => {
+            flow.packet.clear_unknown_addresses();
+            return refuse(flow, reason);
+        }
     }
-    if flow.packet.fragment == Fragment::Later && !recall_fragment(flow) {
+    if flow.packet.header.fragment == Fragment::Later && !recall_fragment(flow) {
         return refuse(flow, DropReason::FragmentWithoutFirst);
     }
 
@@ -171,9 +182,9 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
         // SAFETY: map values outlive the program run; another CPU may write counters meanwhile.
         let entry = unsafe { &mut *entry };
         if entry.stamp == state.0
-            && flow.packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+            && flow.packet.header.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
             && entry.verdict != Verdict::Dropped as u8
-            && !conntrack::expired(entry, flow.packet.protocol, flow.now_ns)
+            && !conntrack::expired(entry, flow.packet.header.protocol, flow.now_ns)
         {
             conntrack::account(entry, flow);
             let verdict = if entry.verdict == Verdict::Audit as u8 {
@@ -181,10 +192,20 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
             } else {
                 Verdict::Forwarded
             };
-            if flow.packet.fragment == Fragment::First {
+            if flow.packet.header.fragment == Fragment::First {
                 remember_fragment(flow);
             }
-            flow.count(verdict, 0);
+            // SAFETY: as above; the counters lie beside the scratch words.
+            let counters = unsafe {
+                if verdict as u8 == Verdict::Audit as u8 {
+                    &mut (*cpu).audited
+                } else {
+                    &mut (*cpu).forwarded
+                }
+            };
+            let counter = &mut counters[direction as usize];
+            counter.packets += segments;
+            counter.bytes += flow.l3_len();
             return verdict;
         }
     }
@@ -210,7 +231,8 @@ fn slow(ctx: &TcContext, flow: &mut Flow) -> Verdict {
     }
 
     let packet = &flow.packet;
-    let syn = packet.protocol == proto::TCP && packet.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let syn = packet.header.protocol == proto::TCP
+        && packet.header.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     let entry = flow.key.entry();
     let mut question = Question::New;
     let mut ct_flags = 0;
@@ -276,7 +298,7 @@ enum Question {
 
 #[inline(always)]
 fn classify(flow: &Flow, entry: &CtEntry, syn: bool) -> Question {
-    if conntrack::expired(entry, flow.packet.protocol, flow.now_ns) {
+    if conntrack::expired(entry, flow.packet.header.protocol, flow.now_ns) {
         return Question::New;
     }
     if syn {
@@ -342,7 +364,7 @@ fn pass(flow: &mut Flow, entry: &mut CtEntry) -> Verdict {
         };
         event::emit(flow, &details, Some(entry));
     }
-    if flow.packet.fragment == Fragment::First {
+    if flow.packet.header.fragment == Fragment::First {
         remember_fragment(flow);
     }
     flow.count(verdict, 0);
@@ -378,7 +400,7 @@ fn new_flow(flow: &mut Flow, ct_flags: u8, judgement: &Judgement) -> Verdict {
     if flow.key.insert(&entry).is_err() && effective(flow.state, true) == Verdict::Dropped {
         return refuse(flow, DropReason::ConntrackFull);
     }
-    if flow.packet.fragment == Fragment::First {
+    if flow.packet.header.fragment == Fragment::First {
         remember_fragment(flow);
     }
     let details = Details {
@@ -404,10 +426,10 @@ fn opener(flow: &Flow, syn: bool) -> u8 {
         0
     };
     let receiver = sender ^ flags::OPENER_LOCAL;
-    match packet.protocol {
+    match packet.header.protocol {
         proto::TCP if syn => sender,
         // Only a responder sends SYN with ACK.
-        proto::TCP if packet.tcp_flags & tcp::SYN != 0 => receiver,
+        proto::TCP if packet.header.tcp_flags & tcp::SYN != 0 => receiver,
         proto::TCP => sender | flags::OPENER_UNSURE,
         proto::ICMP | proto::ICMPV6 if packet.is_icmp_echo_reply() => {
             receiver | flags::OPENER_UNSURE
@@ -485,7 +507,7 @@ fn judge_orientation(flow: &Flow, opener_local: bool) -> Judgement {
         meta,
         direction,
         peer.identity,
-        packet.protocol,
+        packet.header.protocol,
         port_be,
     );
     let best = query.answer();
@@ -511,17 +533,17 @@ fn judge_orientation(flow: &Flow, opener_local: bool) -> Judgement {
 /// The port policy speaks of: the responder's. For ICMP the request's type and code.
 #[inline(always)]
 fn responder_port(packet: &Packet, sender_opened: bool) -> u16 {
-    match packet.protocol {
+    match packet.header.protocol {
         proto::ICMP | proto::ICMPV6 => {
-            let kind = match (sender_opened, packet.icmp_type) {
-                (false, 0) if packet.protocol == proto::ICMP => 8,
+            let kind = match (sender_opened, packet.header.icmp_type) {
+                (false, 0) if packet.header.protocol == proto::ICMP => 8,
                 (false, 129) => 128,
                 (_, kind) => kind,
             };
-            u16::from_ne_bytes([kind, packet.icmp_code])
+            u16::from_ne_bytes([kind, packet.header.icmp_code])
         }
-        _ if sender_opened => packet.destination_port_be,
-        _ => packet.source_port_be,
+        _ if sender_opened => packet.header.destination_port_be,
+        _ => packet.header.source_port_be,
     }
 }
 
@@ -595,31 +617,33 @@ fn report(flow: &Flow, details: &Details) {
 fn control_traffic(flow: &Flow) -> Option<Verdict> {
     let packet = &flow.packet;
     let egress = flow.is_egress();
-    let pass = match packet.protocol {
-        proto::ICMPV6 => match packet.icmp_type {
+    let pass = match packet.header.protocol {
+        proto::ICMPV6 => match packet.header.icmp_type {
             // Neighbour discovery is valid only from the same link (RFC 4861 section 7.1).
-            133 | 135 | 136 => packet.hop_limit == 255,
+            133 | 135 | 136 => packet.header.hop_limit == 255,
             // Router advertisement and redirect.
-            134 | 137 if packet.hop_limit == 255 => {
+            134 | 137 if packet.header.hop_limit == 255 => {
                 if egress {
                     return Some(refuse(flow, DropReason::RouterMessageFromWorkload));
                 }
                 true
             }
             // Multicast listener discovery (RFC 2710, RFC 3810).
-            130..=132 | 143 => packet.hop_limit == 1,
+            130..=132 | 143 => packet.header.hop_limit == 1,
             _ => false,
         },
         // IGMP never leaves the link (RFC 3376 section 4).
-        proto::IGMP => packet.hop_limit == 1 && packet.destination.is_multicast_or_broadcast(),
+        proto::IGMP => {
+            packet.header.hop_limit == 1 && packet.destination.is_multicast_or_broadcast()
+        }
         // ICMP redirect (RFC 792): only routers send it.
-        proto::ICMP if packet.icmp_type == 5 && egress => {
+        proto::ICMP if packet.header.icmp_type == 5 && egress => {
             return Some(refuse(flow, DropReason::RouterMessageFromWorkload));
         }
         // DHCP (RFC 2131) and DHCPv6 (RFC 8415), between client and server ports only.
         proto::UDP => {
-            let source = u16::from_be(packet.source_port_be);
-            let destination = u16::from_be(packet.destination_port_be);
+            let source = u16::from_be(packet.header.source_port_be);
+            let destination = u16::from_be(packet.header.destination_port_be);
             let to_server =
                 (source, destination) == (68, 67) || (source, destination) == (546, 547);
             let to_client =
@@ -702,10 +726,10 @@ fn wrong_address(flow: &Flow) -> Option<DropReason> {
 fn set_fragment_key(flow: &mut Flow) {
     flow.fragment_key = FragmentKey {
         endpoint: flow.endpoint,
-        id: flow.packet.fragment_id,
+        id: flow.packet.header.fragment_id,
         source: flow.packet.source.bytes(),
         destination: flow.packet.destination.bytes(),
-        protocol: flow.packet.protocol,
+        protocol: flow.packet.header.protocol,
         _pad: [0; 3],
     };
 }
@@ -715,8 +739,8 @@ fn set_fragment_key(flow: &mut Flow) {
 fn remember_fragment(flow: &mut Flow) {
     set_fragment_key(flow);
     let ports = FragmentPorts {
-        source_port_be: flow.packet.source_port_be,
-        destination_port_be: flow.packet.destination_port_be,
+        source_port_be: flow.packet.header.source_port_be,
+        destination_port_be: flow.packet.header.destination_port_be,
     };
     // A full map costs later fragments their verdict, never the reverse: LRU evicts, and a fragment
     // without its first is refused.
@@ -731,10 +755,10 @@ fn recall_fragment(flow: &mut Flow) -> bool {
     let Some(ports) = (unsafe { FRAGMENTS.get(&flow.fragment_key) }) else {
         return false;
     };
-    flow.packet.source_port_be = ports.source_port_be;
-    flow.packet.destination_port_be = ports.destination_port_be;
-    if flow.packet.protocol == proto::TCP {
-        flow.packet.tcp_flags = tcp::ACK;
+    flow.packet.header.source_port_be = ports.source_port_be;
+    flow.packet.header.destination_port_be = ports.destination_port_be;
+    if flow.packet.header.protocol == proto::TCP {
+        flow.packet.header.tcp_flags = tcp::ACK;
     }
     true
 }

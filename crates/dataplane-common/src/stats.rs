@@ -69,3 +69,21 @@ pub const fn stats_index(verdict: Verdict, direction: Direction, reason: u8) -> 
     };
     (verdict as u32 * 2 + direction as u32) * REASONS + reason
 }
+
+/// Value of the one-element per-CPU array `cpu_state`: what a program needs on every packet, in one
+/// lookup.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[repr(C)]
+pub struct CpuState {
+    /// Packets of flows that pass without objection, by [`Direction`]: the part of `packet_stats`
+    /// that every established packet would touch.
+    pub forwarded: [Counter; 2],
+    /// The same for flows that pass in monitor mode only.
+    pub audited: [Counter; 2],
+    /// The packet at hand; programs only.
+    pub scratch: [u64; SCRATCH_WORDS],
+}
+assert_layout!(CpuState, size = 384, align = 8, { forwarded @ 0, audited @ 32, scratch @ 64 });
+
+/// Words of [`CpuState::scratch`].
+pub const SCRATCH_WORDS: usize = 40;

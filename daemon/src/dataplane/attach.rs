@@ -13,7 +13,7 @@ use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use dataplane_common::Direction;
 
-use super::DataplaneError;
+use super::{DataplaneError, sys};
 
 /// Name of the program for a workload's direction.
 pub(super) const fn program_name(direction: Direction) -> &'static str {
@@ -195,12 +195,9 @@ pub(super) fn detach(method: AttachMethod, links: &Path, ifindex: u32, ifname: O
     for direction in [Direction::Egress, Direction::Ingress] {
         match method {
             AttachMethod::Tcx => {
-                // The pin is the only reference: removing it detaches the program.
                 let path = link_path(links, ifindex, direction);
-                if let Err(error) = std::fs::remove_file(&path)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tracing::warn!(path = %path.display(), %error, "cannot remove link pin");
+                if let Err(error) = sys::detach_pinned_link(&path) {
+                    tracing::warn!(path = %path.display(), %error, "cannot detach a link");
                 }
             }
             AttachMethod::Clsact => {

@@ -12,7 +12,7 @@ use dataplane_common::conntrack::{CtEntry, CtKey4, CtKey6};
 use dataplane_common::endpoint::EndpointConfig;
 use dataplane_common::identity::{AddressKey, AddressValue, CidrKey};
 use dataplane_common::policy::{PolicyKey, PolicyMeta, PolicyValue};
-use dataplane_common::stats::Counter;
+use dataplane_common::stats::{Counter, CpuState};
 use dataplane_common::{Direction, LAYOUT_VERSION};
 
 use super::attach::program_name;
@@ -21,7 +21,7 @@ use super::wire::Wire;
 use super::{DataplaneConfig, DataplaneError};
 
 /// Maps of the object; all are pinned, so that they outlive the daemon.
-const MAP_NAMES: [&str; 12] = [
+const MAP_NAMES: [&str; 13] = [
     "endpoints",
     "endpoint_states",
     "policies",
@@ -31,6 +31,7 @@ const MAP_NAMES: [&str; 12] = [
     "ct4",
     "ct6",
     "fragments",
+    "cpu_state",
     "packet_stats",
     "lost_events",
     "events",
@@ -69,6 +70,7 @@ pub(super) struct Maps {
     pub(super) cidrs_max: u32,
     pub(super) ct4: HashMap<MapData, Wire<CtKey4>, Wire<CtEntry>>,
     pub(super) ct6: HashMap<MapData, Wire<CtKey6>, Wire<CtEntry>>,
+    pub(super) cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
     pub(super) packet_stats: PerCpuArray<MapData, Wire<Counter>>,
     pub(super) lost_events: PerCpuArray<MapData, u64>,
 }
@@ -175,6 +177,7 @@ fn take_maps(ebpf: &mut Ebpf) -> Result<(Maps, RingBuf<MapData>), DataplaneError
         cidrs: typed(ebpf, "cidrs")?,
         ct4: typed(ebpf, "ct4")?,
         ct6: typed(ebpf, "ct6")?,
+        cpu_state: typed(ebpf, "cpu_state")?,
         packet_stats: typed(ebpf, "packet_stats")?,
         lost_events: typed(ebpf, "lost_events")?,
     };

@@ -14,6 +14,7 @@ mod observe;
 mod slots;
 mod states;
 mod sync;
+mod sys;
 mod wire;
 
 use std::net::IpAddr;

@@ -113,6 +113,16 @@ pub(super) fn counters(maps: &Maps) -> Result<Counters, DataplaneError> {
             source,
         }
     };
+    let cpus = maps.cpu_state.get(&0, 0).map_err(read("cpu_state"))?;
+    // What the fast path counts beside `packet_stats`.
+    let fast = |verdict: Verdict, direction: Direction| {
+        cpus.iter()
+            .fold(Counter::default(), |total, Wire(cpu)| match verdict {
+                Verdict::Forwarded => add(total, cpu.forwarded[direction as usize]),
+                Verdict::Audit => add(total, cpu.audited[direction as usize]),
+                Verdict::Dropped | Verdict::Redirected => total,
+            })
+    };
     let mut packets = Vec::new();
     for verdict in [
         Verdict::Forwarded,
@@ -129,12 +139,14 @@ pub(super) fn counters(maps: &Maps) -> Result<Counters, DataplaneError> {
                     .packet_stats
                     .get(&index, 0)
                     .map_err(read("packet_stats"))?;
+                let fast = if reason.is_none() {
+                    fast(verdict, direction)
+                } else {
+                    Counter::default()
+                };
                 let sum = values
                     .iter()
-                    .fold(Counter::default(), |sum, Wire(value)| Counter {
-                        packets: sum.packets + value.packets,
-                        bytes: sum.bytes + value.bytes,
-                    });
+                    .fold(fast, |total, Wire(value)| add(total, *value));
                 if sum.packets != 0 {
                     packets.push(StatRow {
                         verdict: verdict.as_str(),
@@ -167,6 +179,13 @@ pub(super) fn counters(maps: &Maps) -> Result<Counters, DataplaneError> {
         lost_by_kind,
         ..Counters::default()
     })
+}
+
+fn add(a: Counter, b: Counter) -> Counter {
+    Counter {
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+    }
 }
 
 pub(super) fn conntrack(maps: &Maps) -> Result<Vec<CtSnapshot>, DataplaneError> {

@@ -7,7 +7,7 @@ use dataplane_common::{
     event::FlowEvent,
     identity::{AddressKey, AddressValue, CidrKey},
     policy::{PolicyKey, PolicyMeta, PolicyValue},
-    stats::Counter,
+    stats::{Counter, CpuState},
 };
 
 /// A wire type as a map key or value.
@@ -26,6 +26,7 @@ wire_layouts!(
     AddressValue,
     CidrKey,
     Counter,
+    CpuState,
     CtEntry,
     CtKey4,
     CtKey6,
