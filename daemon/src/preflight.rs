@@ -176,6 +176,9 @@ impl Facts {
     }
 }
 
+/// Where a bpffs belongs; the daemon mounts one there if there is none at all.
+const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+
 /// Looks and judges.
 #[must_use]
 pub fn check(places: &Places) -> Vec<Finding> {
@@ -321,6 +324,15 @@ fn jit(facts: &Facts) -> Finding {
 }
 
 fn bpffs(facts: &Facts, places: &Places) -> Finding {
+    if !facts.bpffs && places.bpffs.starts_with(DEFAULT_BPFFS) && facts.bpffs_mounts.is_empty() {
+        return Finding::ok(
+            "bpffs",
+            format!(
+                "{}; the daemon mounts {DEFAULT_BPFFS} at start",
+                places.bpffs.display()
+            ),
+        );
+    }
     if facts.bpffs {
         return Finding::ok("bpffs", format!("{}", places.bpffs.display()));
     }

@@ -101,6 +101,34 @@ pub struct DockerState {
     pub problem: Option<Problem>,
 }
 
+/// Whether compose keeps a label for itself. Replica number, configuration hash and the like differ
+/// between replicas and from one `up` to the next; as part of the identity they would make every
+/// replica somebody else.
+fn is_bookkeeping(key: &str) -> bool {
+    key.starts_with("com.docker.compose.") && key != COMPOSE_PROJECT && key != COMPOSE_SERVICE
+}
+
+/// A project as a namespace that Kubernetes accepts (RFC 1123 label): compose allows `_` in names.
+fn namespace_name(project: &str) -> String {
+    let name: String = project
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
+        .take(63)
+        .collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() {
+        DOCKER_NAMESPACE.to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
 impl Container {
     fn from_inspect(response: ContainerInspectResponse) -> Option<Self> {
         let state = response.state?;
@@ -171,6 +199,7 @@ impl Container {
     pub fn spec(&self) -> policy::model::Workload {
         let compose = self.compose();
         let mut labels = self.labels.clone();
+        labels.retain(|key, _| !is_bookkeeping(key));
         labels.entry(APP_LABEL.to_owned()).or_insert_with(|| {
             compose
                 .map_or(&*self.name, |(_, service)| service)
@@ -183,9 +212,10 @@ impl Container {
         };
         policy::model::Workload {
             name: self.name.clone(),
-            namespace: compose
-                .map_or(DOCKER_NAMESPACE, |(project, _)| project)
-                .to_owned(),
+            namespace: compose.map_or_else(
+                || DOCKER_NAMESPACE.to_owned(),
+                |(project, _)| namespace_name(project),
+            ),
             ports: labels
                 .get(PORTS_LABEL)
                 .map_or_else(Vec::new, |text| named_ports(text)),

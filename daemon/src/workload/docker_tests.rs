@@ -98,8 +98,30 @@ fn labels_become_identity_group_and_namespace() {
         assert_eq!(spec.labels[APP_LABEL], app);
         assert_eq!(spec.name, "shop-web-1");
         for (key, value) in &container.labels {
-            assert_eq!(&spec.labels[key], value, "the container's own labels stay");
+            let kept = spec.labels.get(key);
+            if is_bookkeeping(key) {
+                assert_eq!(
+                    kept, None,
+                    "compose's bookkeeping is no part of an identity"
+                );
+            } else {
+                assert_eq!(kept, Some(value), "the container's own labels stay");
+            }
         }
+    }
+    let replica = |number| with(&[(COMPOSE_NUMBER, number)]).spec().labels;
+    assert_eq!(replica("1"), replica("2"), "replicas are the same somebody");
+}
+
+#[test]
+fn a_project_becomes_a_namespace_kubernetes_accepts() {
+    for (project, namespace) in [
+        ("shop", "shop"),
+        ("my_shop", "my-shop"),
+        ("_x_", "x"),
+        ("__", DOCKER_NAMESPACE),
+    ] {
+        assert_eq!(namespace_name(project), namespace);
     }
 }
 
