@@ -27,6 +27,14 @@ impl Addr {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == V4_MAPPED_WORD
     }
 
+    #[inline(always)]
+    pub fn equals(&self, other: &Self) -> bool {
+        self.0[0] == other.0[0]
+            && self.0[1] == other.0[1]
+            && self.0[2] == other.0[2]
+            && self.0[3] == other.0[3]
+    }
+
     /// The form of the wire types.
     #[inline(always)]
     pub fn bytes(&self) -> Addr16 {
@@ -42,6 +50,17 @@ impl Addr {
         } else {
             u32::from_be(self.0[0]) >> 24 == 0xff
         }
+    }
+
+    /// An address that no packet on a wire comes from: see above, 127.0.0.0/8 and ::1.
+    #[inline(always)]
+    pub fn is_no_source(&self) -> bool {
+        let loopback = if self.is_v4() {
+            u32::from_be(self.0[3]) >> 24 == 127
+        } else {
+            self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+        };
+        loopback || self.is_multicast_or_broadcast()
     }
 
     /// fe80::/10.

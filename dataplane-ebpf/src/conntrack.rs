@@ -23,16 +23,28 @@ impl Key {
     /// Becomes the key of the flow the packet belongs to, seen from the endpoint.
     #[inline(always)]
     pub fn set(&mut self, endpoint: u32, egress: bool, packet: &Packet) {
-        // ICMP has one identifier for both directions and no port on the other side.
-        let icmp = matches!(packet.header.protocol, proto::ICMP | proto::ICMPV6);
         let (mut source_port_be, mut destination_port_be) = (
             packet.header.source_port_be,
             packet.header.destination_port_be,
         );
-        if icmp && egress {
-            destination_port_be = 0;
-        } else if icmp {
-            (source_port_be, destination_port_be) = (0, packet.header.source_port_be);
+        if matches!(packet.header.protocol, proto::ICMP | proto::ICMPV6) {
+            // The workload's port, then the other end's.
+            let (local, remote) = if packet.is_icmp_but_no_echo() {
+                // Told apart from echoes by a type in the other end's port, and by who sends it:
+                // nothing answers such a message as part of the same flow.
+                (
+                    u16::from(!egress).to_be(),
+                    packet.header.destination_port_be,
+                )
+            } else {
+                // An echo has one identifier for both directions.
+                (packet.header.source_port_be, 0)
+            };
+            (source_port_be, destination_port_be) = if egress {
+                (local, remote)
+            } else {
+                (remote, local)
+            };
         }
         self.family = packet.header.family;
         if egress {

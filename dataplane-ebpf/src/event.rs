@@ -4,6 +4,7 @@ use dataplane_common::{
     Direction,
     conntrack::CtEntry,
     event::{EventKind, FlowEvent},
+    proto,
     stats::{Verdict, stats_index},
 };
 
@@ -62,9 +63,9 @@ pub fn emit(flow: &Flow, details: &Details, totals: Option<&CtEntry>) {
         )
     };
     let mut local_port_be = local_port_be;
-    if packet.header.icmp_type != 0 || packet.is_icmp_echo_reply() {
+    if matches!(packet.header.protocol, proto::ICMP | proto::ICMPV6) {
         local_port_be = packet.header.source_port_be;
-        remote_port_be = u16::from_ne_bytes([packet.header.icmp_type, packet.header.icmp_code]);
+        remote_port_be = packet.header.destination_port_be;
     }
     let (packets, bytes) = match totals {
         Some(entry) => (entry.packets, entry.bytes),

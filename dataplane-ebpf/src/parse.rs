@@ -18,8 +18,8 @@ const ETH_LEN: usize = 14;
 const VLAN_LEN: usize = 4;
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
-/// Furthest offset a header may start at; keeps offsets small enough for the verifier and bounds
-/// what a crafted chain of extension headers can make us read.
+/// Furthest offset in the frame at which a header may start; keeps offsets small enough for the
+/// verifier and bounds what a crafted chain of extension headers can make us read.
 const MAX_OFFSET: usize = 512;
 /// Extension headers followed before giving up.
 const MAX_EXTENSIONS: usize = 6;
@@ -47,6 +47,8 @@ pub struct Header {
     pub fragment_id: u32,
     /// Offset of layer 4, for ICMP errors.
     pub l4_offset: u32,
+    /// Offset past the last byte that the IP header claims; padding follows.
+    pub end: u32,
     pub source_port_be: u16,
     pub destination_port_be: u16,
     /// 4 or 6; 0 while the addresses are unknown.
@@ -96,6 +98,9 @@ pub struct InnerPacket {
 struct Reader {
     start: usize,
     end: usize,
+    /// Offset past the last byte that belongs to the packet at hand: what an IP header does not
+    /// claim is padding, which the receiver cuts off before it reads on.
+    limit: usize,
 }
 
 /// `LEN` bytes of the packet that are known to be there.
@@ -116,13 +121,20 @@ impl Reader {
         Self {
             start: ctx.data(),
             end: ctx.data_end(),
+            limit: usize::MAX,
         }
+    }
+
+    /// Reads no further than `limit` bytes into the frame.
+    #[inline(always)]
+    fn up_to(&self, limit: usize) -> Self {
+        Self { limit, ..*self }
     }
 
     /// The `LEN` bytes at `offset`, if the packet has them.
     #[inline(always)]
     fn window<const LEN: usize>(&self, offset: usize) -> Result<Window<LEN>, DropReason> {
-        if offset > MAX_OFFSET {
+        if offset > MAX_OFFSET || offset + LEN > self.limit {
             return Err(DropReason::Truncated);
         }
         let at = opaque(self.start + offset);
@@ -199,10 +211,15 @@ impl Window<IPV6_LEN> {
 #[inline(always)]
 pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReason> {
     match parse_linear(ctx, packet) {
-        Err(DropReason::Truncated) => {
+        // What a header that is not there is called, depending on the header.
+        Err(
+            reason @ (DropReason::Truncated
+            | DropReason::FragmentTooSmall
+            | DropReason::VlanUnsupported),
+        ) => {
             let linear = ctx.data_end().wrapping_sub(ctx.data()) as u32;
             if linear >= ctx.len() || linear >= PULL_LEN {
-                return Err(DropReason::Truncated);
+                return Err(reason);
             }
             let wanted = if ctx.len() < PULL_LEN {
                 ctx.len()
@@ -210,7 +227,7 @@ pub fn parse(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReason> 
                 PULL_LEN
             };
             if ctx.skb.pull_data(wanted).is_err() {
-                return Err(DropReason::Truncated);
+                return Err(reason);
             }
             parse_linear(ctx, packet)
         }
@@ -224,21 +241,21 @@ fn parse_linear(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReaso
     let mut ethertype = reader.window::<ETH_LEN>(0)?.number::<12>();
     let mut offset = ETH_LEN;
     // The outer tag is usually out of band (skb->vlan_tci); up to two may be in band.
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
-        ethertype = reader.window::<VLAN_LEN>(offset)?.number::<2>();
+    if is_vlan(ethertype) {
+        ethertype = inner_ethertype(&reader, offset)?;
         offset += VLAN_LEN;
-        if ethertype == ETHERTYPE_VLAN {
-            ethertype = reader.window::<VLAN_LEN>(offset)?.number::<2>();
+        if is_vlan(ethertype) {
+            ethertype = inner_ethertype(&reader, offset)?;
             offset += VLAN_LEN;
         }
-        if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+        if is_vlan(ethertype) {
             return Err(DropReason::VlanUnsupported);
         }
     }
     packet.header.l3_len = ctx.len().wrapping_sub(offset as u32);
     match ethertype {
-        ETHERTYPE_IPV4 => parse_ipv4(&reader, offset, packet)?,
-        ETHERTYPE_IPV6 => parse_ipv6(&reader, offset, packet)?,
+        ETHERTYPE_IPV4 => parse_ipv4(&reader, offset, is_gso(ctx), packet)?,
+        ETHERTYPE_IPV6 => parse_ipv6(&reader, offset, is_gso(ctx), packet)?,
         ETHERTYPE_ARP => return Ok(Frame::Arp),
         _ => return Err(DropReason::UnknownEtherType),
     }
@@ -246,7 +263,33 @@ fn parse_linear(ctx: &TcContext, packet: &mut Packet) -> Result<Frame, DropReaso
 }
 
 #[inline(always)]
-fn parse_ipv4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+fn is_vlan(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+#[inline(always)]
+fn inner_ethertype(reader: &Reader, offset: usize) -> Result<u16, DropReason> {
+    match reader.window::<VLAN_LEN>(offset) {
+        Ok(tag) => Ok(tag.number::<2>()),
+        Err(_) => Err(DropReason::VlanUnsupported),
+    }
+}
+
+/// Whether the packet stands for several on the wire. Such a packet may be longer than its length
+/// field can say, which is then 0 (BIG TCP, kernel 5.19 for IPv6 and 6.3 for IPv4).
+#[inline(always)]
+fn is_gso(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel passes a valid `__sk_buff`.
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
+}
+
+#[inline(always)]
+fn parse_ipv4(
+    reader: &Reader,
+    offset: usize,
+    is_gso: bool,
+    packet: &mut Packet,
+) -> Result<(), DropReason> {
     let header = reader.window::<IPV4_LEN>(offset)?;
     let version_ihl = header.read::<u8, 0>();
     let header_len = usize::from(version_ihl & 0x0f) * 4;
@@ -254,9 +297,19 @@ fn parse_ipv4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
     if version_ihl >> 4 != 4 || header_len < IPV4_LEN {
         return Err(DropReason::MalformedHeader);
     }
-    // A GSO super-packet may state 0 or its true length; a plain packet must not promise more than
-    // it brings, nor less than its own header.
-    if total_len != 0 && (total_len > packet.header.l3_len || (total_len as usize) < header_len) {
+    packet.source = header.v4::<12>();
+    packet.destination = header.v4::<16>();
+    packet.header.family = 4;
+    packet.header.protocol = header.read::<u8, 9>();
+    packet.header.hop_limit = header.read::<u8, 8>();
+    packet.header.fragment_id = u32::from(header.number::<4>());
+    let stated = if total_len == 0 && is_gso {
+        packet.header.l3_len
+    } else {
+        total_len
+    };
+    // A packet must not promise more than it brings, nor less than its own header.
+    if stated > packet.header.l3_len || (stated as usize) < header_len {
         return Err(DropReason::Truncated);
     }
     let fragment_bits = header.number::<6>();
@@ -268,33 +321,40 @@ fn parse_ipv4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
         _ => Fragment::Later,
     };
     // RFC 1858, RFC 3128: an offset of one unit would overwrite the TCP flags or ports.
-    packet.header.protocol = header.read::<u8, 9>();
     if fragment_offset == 1 && packet.header.protocol == proto::TCP {
         return Err(DropReason::FragmentTooSmall);
     }
-    packet.source = header.v4::<12>();
-    packet.destination = header.v4::<16>();
-    packet.header.family = 4;
-    packet.header.hop_limit = header.read::<u8, 8>();
-    packet.header.fragment_id = u32::from(header.number::<4>());
+    packet.header.end = offset as u32 + stated;
     parse_l4(reader, offset + header_len, packet)
 }
 
 #[inline(always)]
-fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+fn parse_ipv6(
+    reader: &Reader,
+    offset: usize,
+    is_gso: bool,
+    packet: &mut Packet,
+) -> Result<(), DropReason> {
     let header = reader.window::<IPV6_LEN>(offset)?;
     if header.read::<u8, 0>() >> 4 != 6 {
         return Err(DropReason::MalformedHeader);
-    }
-    let payload_len = u32::from(header.number::<4>());
-    if payload_len + IPV6_LEN as u32 > packet.header.l3_len {
-        return Err(DropReason::Truncated);
     }
     packet.source = header.v6_source();
     packet.destination = header.v6_destination();
     packet.header.family = 6;
     packet.header.hop_limit = header.read::<u8, 7>();
     packet.header.fragment = Fragment::Whole;
+    let payload_len = u32::from(header.number::<4>());
+    let stated = if payload_len == 0 && is_gso {
+        packet.header.l3_len
+    } else {
+        payload_len + IPV6_LEN as u32
+    };
+    if stated > packet.header.l3_len {
+        return Err(DropReason::Truncated);
+    }
+    packet.header.end = offset as u32 + stated;
+    let reader = &reader.up_to(packet.header.end as usize);
     if packet.source.is_v4() || packet.destination.is_v4() {
         // RFC 4942 section 2.2: never valid on the wire.
         return Err(DropReason::MartianAddress);
@@ -319,9 +379,6 @@ fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
                 (0, _) => Fragment::First,
                 _ => Fragment::Later,
             };
-            if packet.header.fragment == Fragment::Later {
-                break;
-            }
         } else {
             let header = reader.window::<2>(offset)?;
             let next = header.read::<u8, 0>();
@@ -333,6 +390,15 @@ fn parse_ipv6(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(),
                 (usize::from(len) + 1) * 8
             };
             protocol = next;
+        }
+        if offset > packet.header.end as usize {
+            return Err(DropReason::Truncated);
+        }
+        if offset > MAX_OFFSET {
+            return Err(DropReason::Ipv6ExtensionHeaders);
+        }
+        if packet.header.fragment == Fragment::Later {
+            break;
         }
     }
     packet.header.protocol = protocol;
@@ -354,6 +420,7 @@ fn is_extension(protocol: u8) -> bool {
 
 #[inline(always)]
 fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
+    let reader = &reader.up_to(packet.header.end as usize);
     packet.header.l4_offset = offset as u32;
     if packet.header.fragment == Fragment::Later {
         return Ok(());
@@ -377,16 +444,22 @@ fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), D
                 return Err(DropReason::TcpFlagsInvalid);
             }
         }
-        // 136 is UDP-Lite (RFC 3828).
-        proto::UDP | proto::SCTP | 136 => {
+        proto::UDP | proto::SCTP | proto::UDP_LITE => {
             let header = reader.window::<8>(offset).map_err(|_| too_short)?;
             packet.header.source_port_be = header.read::<u16, 0>();
             packet.header.destination_port_be = header.read::<u16, 2>();
         }
         proto::ICMP | proto::ICMPV6 => {
+            // Each IP version has an ICMP of its own (RFC 4443 section 1). In the other it would pass
+            // for neighbour discovery that routers forward.
+            if (packet.header.protocol == proto::ICMP) != (packet.header.family == 4) {
+                return Err(DropReason::MalformedHeader);
+            }
             let header = reader.window::<4>(offset).map_err(|_| too_short)?;
             packet.header.icmp_type = header.read::<u8, 0>();
             packet.header.icmp_code = header.read::<u8, 1>();
+            // In place of a port; also what later fragments are told.
+            packet.header.destination_port_be = header.read::<u16, 0>();
             // Identifier of echo messages; other types have something else there.
             if packet.is_icmp_echo_request() || packet.is_icmp_echo_reply() {
                 let header = reader.window::<8>(offset).map_err(|_| too_short)?;
@@ -402,7 +475,7 @@ fn parse_l4(reader: &Reader, offset: usize, packet: &mut Packet) -> Result<(), D
 /// packet as fits; at least its IP header and 8 bytes).
 #[inline(always)]
 pub fn parse_inner(ctx: &TcContext, packet: &Packet) -> Result<InnerPacket, DropReason> {
-    let reader = Reader::new(ctx);
+    let reader = Reader::new(ctx).up_to(packet.header.end as usize);
     let offset = packet.header.l4_offset as usize + 8;
     let (source, destination, protocol, l4) = if packet.header.family == 4 {
         let header = reader.window::<IPV4_LEN>(offset)?;
@@ -435,13 +508,19 @@ pub fn parse_inner(ctx: &TcContext, packet: &Packet) -> Result<InnerPacket, Drop
         )
     };
     let (source_port_be, destination_port_be) = match protocol {
-        proto::TCP | proto::UDP | proto::SCTP => {
+        proto::TCP | proto::UDP | proto::SCTP | proto::UDP_LITE => {
             let header = reader.window::<4>(l4)?;
             (header.read::<u16, 0>(), header.read::<u16, 2>())
         }
         proto::ICMP | proto::ICMPV6 => {
             let header = reader.window::<6>(l4)?;
-            if !matches!(header.read::<u8, 0>(), 8 | 0 | 128 | 129) {
+            let kind = header.read::<u8, 0>();
+            let is_echo = if packet.header.family == 4 {
+                protocol == proto::ICMP && matches!(kind, 8 | 0)
+            } else {
+                protocol == proto::ICMPV6 && matches!(kind, 128 | 129)
+            };
+            if !is_echo {
                 // RFC 1122 section 3.2.2: no error is sent about an error.
                 return Err(DropReason::IcmpErrorUnrelated);
             }
@@ -493,6 +572,14 @@ impl Packet {
     pub fn is_icmp_echo_reply(&self) -> bool {
         (self.header.protocol == proto::ICMP && self.header.icmp_type == 0)
             || (self.header.protocol == proto::ICMPV6 && self.header.icmp_type == 129)
+    }
+
+    /// ICMP that is no echo: a message of its own, of which each is judged with all rules.
+    #[inline(always)]
+    pub fn is_icmp_but_no_echo(&self) -> bool {
+        matches!(self.header.protocol, proto::ICMP | proto::ICMPV6)
+            && !self.is_icmp_echo_request()
+            && !self.is_icmp_echo_reply()
     }
 
     /// Destination unreachable, packet too big, time exceeded, parameter problem, source quench.

@@ -184,6 +184,8 @@ pub fn judge(ctx: &TcContext, direction: Direction) -> Verdict {
         if entry.stamp == state.0
             && flow.packet.header.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
             && entry.verdict != Verdict::Dropped as u8
+            && !flow.packet.is_icmp_but_no_echo()
+            && (entry.flags & flags::LOCAL_UNCHECKED == 0 || !flow.is_egress())
             && !conntrack::expired(entry, flow.packet.header.protocol, flow.now_ns)
         {
             conntrack::account(entry, flow);
@@ -218,16 +220,17 @@ fn slow(ctx: &TcContext, flow: &mut Flow) -> Verdict {
     if let Some(verdict) = control_traffic(flow) {
         return verdict;
     }
-    if flow.packet.is_icmp_error() {
-        return icmp_error(ctx, flow);
-    }
-    if let Some(reason) = wrong_address(flow) {
-        if reason == DropReason::NotForWorkload {
+    let local_checked = match check_addresses(flow) {
+        Ok(checked) => checked,
+        Err(DropReason::NotForWorkload) => {
             let verdict = effective(flow.state, true);
-            flow.count(verdict, reason as u8);
+            flow.count(verdict, DropReason::NotForWorkload as u8);
             return verdict;
         }
-        return refuse(flow, reason);
+        Err(reason) => return refuse(flow, reason),
+    };
+    if flow.packet.is_icmp_error() {
+        return icmp_error(ctx, flow);
     }
 
     let packet = &flow.packet;
@@ -253,6 +256,11 @@ fn slow(ctx: &TcContext, flow: &mut Flow) -> Verdict {
         }
         Question::Stale | Question::Settled => {}
     }
+    if matches!(question, Question::New | Question::Stale) && !local_checked {
+        ct_flags |= flags::LOCAL_UNCHECKED;
+    } else if flow.is_egress() {
+        ct_flags &= !flags::LOCAL_UNCHECKED;
+    }
     let mut judgement = Judgement {
         objection: None,
         rule_id: rule_id::NONE,
@@ -268,17 +276,16 @@ fn slow(ctx: &TcContext, flow: &mut Flow) -> Verdict {
     let entry = unsafe { &mut *entry };
     match question {
         Question::New => new_flow(flow, ct_flags, &judgement),
-        Question::Reverse => {
-            if effective(flow.state, judgement.objection.is_some()) == Verdict::Dropped {
-                return deny(flow, &judgement, DropReason::ReverseOpen, 0);
-            }
-            pass(flow, entry)
-        }
+        Question::Reverse => open_in_reverse(flow, entry, ct_flags, &judgement),
         Question::Stale => {
+            entry.flags = ct_flags;
             restamp(flow, entry, &judgement);
             pass(flow, entry)
         }
-        Question::Settled => pass(flow, entry),
+        Question::Settled => {
+            entry.flags = ct_flags;
+            pass(flow, entry)
+        }
     }
 }
 
@@ -338,6 +345,35 @@ fn restamp(flow: &Flow, entry: &mut CtEntry, judgement: &Judgement) {
         };
         event::emit(flow, &details, Some(entry));
     }
+}
+
+/// A SYN against the direction of a living connection: policy's answer is about this packet alone.
+#[inline(always)]
+fn open_in_reverse(
+    flow: &mut Flow,
+    entry: &mut CtEntry,
+    ct_flags: u8,
+    judgement: &Judgement,
+) -> Verdict {
+    let verdict = effective(flow.state, judgement.objection.is_some());
+    if verdict != Verdict::Forwarded {
+        let details = Details {
+            kind: EventKind::Denied,
+            verdict,
+            reason: DropReason::ReverseOpen as u8,
+            ct_flags,
+            rule_id: judgement.rule_id,
+            peer: judgement.peer,
+        };
+        report(flow, &details);
+        return verdict;
+    }
+    conntrack::account(entry, flow);
+    if flow.packet.header.fragment == Fragment::First {
+        remember_fragment(flow);
+    }
+    flow.count(verdict, 0);
+    verdict
 }
 
 /// A packet of a flow whose entry is up to date.
@@ -614,7 +650,7 @@ fn report(flow: &Flow, details: &Details) {
 /// Address resolution, router solicitation, multicast listener reports and DHCP: what a workload
 /// needs to have a network at all. Returns `None` for everything that policy judges.
 #[inline(always)]
-fn control_traffic(flow: &Flow) -> Option<Verdict> {
+fn control_traffic(flow: &mut Flow) -> Option<Verdict> {
     let packet = &flow.packet;
     let egress = flow.is_egress();
     let pass = match packet.header.protocol {
@@ -656,6 +692,9 @@ fn control_traffic(flow: &Flow) -> Option<Verdict> {
     if !pass {
         return None;
     }
+    if flow.packet.header.fragment == Fragment::First {
+        remember_fragment(flow);
+    }
     flow.count(Verdict::Forwarded, 0);
     Some(Verdict::Forwarded)
 }
@@ -669,6 +708,11 @@ fn icmp_error(ctx: &TcContext, flow: &mut Flow) -> Verdict {
         Err(reason) => return refuse(flow, reason),
     };
     flow.key.set_inner(flow.endpoint, flow.is_egress(), &inner);
+    // It tells the sender of the packet it is about, and nobody else: whoever may send errors to
+    // anyone may send anything to anyone.
+    if !flow.packet.destination.equals(&inner.source) {
+        return refuse(flow, DropReason::IcmpErrorUnrelated);
+    }
     let Some(entry) = flow.key.entry() else {
         return refuse(flow, DropReason::IcmpErrorUnrelated);
     };
@@ -688,22 +732,23 @@ fn icmp_error(ctx: &TcContext, flow: &mut Flow) -> Verdict {
     Verdict::Forwarded
 }
 
-/// Why the workload's side of the packet cannot be this workload, if so.
+/// Whether the workload's side of the packet is known to be this workload (it may be nobody, in a
+/// packet to it), or why it cannot be.
 #[inline(always)]
-fn wrong_address(flow: &Flow) -> Option<DropReason> {
+fn check_addresses(flow: &Flow) -> Result<bool, DropReason> {
     let packet = &flow.packet;
+    if packet.source.is_no_source() {
+        return Err(DropReason::MartianAddress);
+    }
     if !flow.is_egress() {
         return match policy::owner(flow.network, &packet.destination) {
-            Some(owner) if owner.owner != flow.owner => Some(DropReason::NotForWorkload),
-            _ => None,
+            Some(owner) if owner.owner != flow.owner => Err(DropReason::NotForWorkload),
+            owner => Ok(owner.is_some()),
         };
     }
-    if packet.source.is_multicast_or_broadcast() {
-        return Some(DropReason::MartianAddress);
-    }
     match policy::owner(flow.network, &packet.source) {
-        Some(owner) if owner.owner == flow.owner => None,
-        Some(_) => Some(DropReason::SourceSpoofed),
+        Some(owner) if owner.owner == flow.owner => Ok(true),
+        Some(_) => Err(DropReason::SourceSpoofed),
         None if flow.endpoint_flags & endpoint::flags::LEARN_ADDRESSES != 0 => {
             let details = Details {
                 kind: EventKind::AddressSeen,
@@ -714,11 +759,11 @@ fn wrong_address(flow: &Flow) -> Option<DropReason> {
                 peer: 0,
             };
             event::emit(flow, &details, None);
-            None
+            Ok(true)
         }
         // The kernel makes link-local addresses by itself, after the daemon looked.
-        None if packet.source.is_v6_link_local() => None,
-        None => Some(DropReason::SourceSpoofed),
+        None if packet.source.is_v6_link_local() => Ok(true),
+        None => Err(DropReason::SourceSpoofed),
     }
 }
 
@@ -759,6 +804,10 @@ fn recall_fragment(flow: &mut Flow) -> bool {
     flow.packet.header.destination_port_be = ports.destination_port_be;
     if flow.packet.header.protocol == proto::TCP {
         flow.packet.header.tcp_flags = tcp::ACK;
+    } else if matches!(flow.packet.header.protocol, proto::ICMP | proto::ICMPV6) {
+        let [kind, code] = ports.destination_port_be.to_ne_bytes();
+        flow.packet.header.icmp_type = kind;
+        flow.packet.header.icmp_code = code;
     }
     true
 }

@@ -18,9 +18,10 @@ pub struct CtKey4 {
     pub local: [u8; 4],
     /// Address of the other end.
     pub remote: [u8; 4],
-    /// Port on the workload's side; for ICMP echo the identifier.
+    /// Port on the workload's side; for ICMP echo the identifier, for other ICMP 0 in messages that
+    /// the workload sends and 1 in those it receives.
     pub local_port_be: u16,
-    /// Port of the other end; for ICMP 0.
+    /// Port of the other end; for ICMP echo 0, for other ICMP type (high byte) and code.
     pub remote_port_be: u16,
     /// IANA protocol.
     pub protocol: u8,
@@ -41,9 +42,9 @@ pub struct CtKey6 {
     pub local: [u8; 16],
     /// Address of the other end.
     pub remote: [u8; 16],
-    /// Port on the workload's side; for ICMPv6 echo the identifier.
+    /// Port on the workload's side, as in [`CtKey4`].
     pub local_port_be: u16,
-    /// Port of the other end; for ICMPv6 0.
+    /// Port of the other end, as in [`CtKey4`].
     pub remote_port_be: u16,
     /// IANA protocol.
     pub protocol: u8,

@@ -3,7 +3,8 @@
 use crate::{Addr16, assert_layout};
 
 /// Key of `fragments` (RFC 791 section 3.2, RFC 8200 section 4.5: source, destination,
-/// identification and, for IPv4, protocol name a datagram).
+/// identification and, for IPv4, protocol name a datagram; here the protocol does for IPv6 too, so that
+/// a later fragment which claims another one than the first is refused).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(C)]
 pub struct FragmentKey {
@@ -28,9 +29,9 @@ assert_layout!(FragmentKey, size = 44, align = 4, {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[repr(C)]
 pub struct FragmentPorts {
-    /// Source port of the first fragment.
+    /// Source port of the first fragment; for ICMP echo the identifier.
     pub source_port_be: u16,
-    /// Destination port of the first fragment.
+    /// Destination port of the first fragment; for ICMP type (high byte) and code.
     pub destination_port_be: u16,
 }
 assert_layout!(FragmentPorts, size = 4, align = 2, { source_port_be @ 0, destination_port_be @ 2 });

@@ -53,6 +53,8 @@ pub mod proto {
     pub const ICMPV6: u8 = 58;
     /// SCTP (RFC 9260).
     pub const SCTP: u8 = 132;
+    /// UDP-Lite (RFC 3828).
+    pub const UDP_LITE: u8 = 136;
 }
 
 /// A workload's own view of a packet: `Egress` leaves the workload, `Ingress` reaches it.
