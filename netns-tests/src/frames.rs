@@ -199,7 +199,7 @@ pub fn tagged(frame: &[u8], tag_ethertype: u16, vlan: u16) -> Vec<u8> {
 #[must_use]
 pub fn with_ipv4_options(frame: &[u8], options: &[u8]) -> Vec<u8> {
     assert!(
-        options.len() % 4 == 0 && options.len() <= 40,
+        options.len().is_multiple_of(4) && options.len() <= 40,
         "options come in words, ten at most"
     );
     let mut edited = frame[..ETHERNET_LEN + IPV4_LEN].to_vec();

@@ -461,9 +461,8 @@ impl Reference {
     ///   `reverse_open` and leaves the flow alone.
     /// - An entry of another state is judged again first. A change is told.
     fn flow(&mut self, mut passage: Passage, key: Key, checked: bool) -> Outcome {
-        let opening = passage.packet.protocol == proto::TCP
-            && passage.has_tcp(2)
-            && !passage.has_tcp(16);
+        let opening =
+            passage.packet.protocol == proto::TCP && passage.has_tcp(2) && !passage.has_tcp(16);
         let sender = passage.sender();
         let Some(entry) = self.flows.get(&key).cloned() else {
             return self.begin(passage, key, checked);

@@ -567,8 +567,18 @@ fn address_resolution_is_never_filtered() {
         }
         // Group membership: MLD, and IGMP, which a bridge with snooping sends to every port.
         assert_passes(kernel, "mld", true, &ndp(143, 1));
-        assert_passes(kernel, "igmp", true, &frames::igmp("10.0.0.2", "224.0.0.22", 1));
-        assert_passes(kernel, "igmp", false, &frames::igmp("10.0.0.1", "224.0.0.22", 1));
+        assert_passes(
+            kernel,
+            "igmp",
+            true,
+            &frames::igmp("10.0.0.2", "224.0.0.22", 1),
+        );
+        assert_passes(
+            kernel,
+            "igmp",
+            false,
+            &frames::igmp("10.0.0.1", "224.0.0.22", 1),
+        );
         let reason = Reason::PolicyDefaultDeny;
         for (what, frame) in [
             ("routed igmp", frames::igmp("10.0.0.2", "224.0.0.22", 64)),
@@ -705,7 +715,7 @@ fn options_and_extension_headers_hide_nothing() {
         let v6 = |port| tcp(end("fd00::2", 4000), end("fd00::4", port), "S");
         let padding = frames::padding_extension;
         let authentication = (51, vec![1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]);
-        let chains: [(&str, Vec<(u8, Vec<u8>)>); 6] = [
+        let chains: [(&str, Vec<_>); 6] = [
             ("hop-by-hop", vec![padding(0)]),
             ("destination options", vec![padding(60)]),
             ("routing", vec![padding(43)]),

@@ -171,7 +171,6 @@ fn v6(bytes: &[u8], at: usize) -> IpAddr {
 }
 
 /// Reads a frame. The packet holds what was read before a refusal.
-#[must_use]
 pub fn parse(frame: &[u8]) -> (Packet, Result<Kind, DropReason>) {
     let mut packet = Packet::default();
     let outcome = link(frame, &mut packet);
@@ -236,11 +235,7 @@ fn ipv4(frame: &[u8], offset: usize, packet: &mut Packet) -> Result<(), DropReas
     if packet.protocol == proto::TCP && fragment_offset == 1 {
         return Err(DropReason::FragmentTooSmall);
     }
-    layer4(
-        &frame[..offset + total_len],
-        offset + header_len,
-        packet,
-    )
+    layer4(&frame[..offset + total_len], offset + header_len, packet)
 }
 
 fn ipv6(frame: &[u8], offset: usize, packet: &mut Packet) -> Result<(), DropReason> {
@@ -300,6 +295,9 @@ fn ipv6(frame: &[u8], offset: usize, packet: &mut Packet) -> Result<(), DropReas
         };
         next = extension[0];
         at += len;
+        if at > frame.len() {
+            return Err(DropReason::Truncated);
+        }
         if at > FURTHEST_HEADER {
             return Err(DropReason::Ipv6ExtensionHeaders);
         }
@@ -308,9 +306,6 @@ fn ipv6(frame: &[u8], offset: usize, packet: &mut Packet) -> Result<(), DropReas
         }
     }
     packet.protocol = next;
-    if at > frame.len() {
-        return Err(DropReason::Truncated);
-    }
     layer4(frame, at, packet)
 }
 

@@ -161,7 +161,12 @@ impl Case {
 fn write_world(out: &mut String, world: &WorldText) {
     out.push_str("world\n");
     for namespace in world.estate.namespaces.values() {
-        let _ = writeln!(out, "namespace {} {}", namespace.name, labels(&namespace.labels));
+        let _ = writeln!(
+            out,
+            "namespace {} {}",
+            namespace.name,
+            labels(&namespace.labels)
+        );
     }
     for workload in &world.estate.workloads {
         let ports: Vec<String> = workload

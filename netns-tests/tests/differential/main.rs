@@ -12,7 +12,10 @@ mod random;
 mod run;
 mod shrink;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use dataplane_common::DropReason;
@@ -27,6 +30,8 @@ use run::Runner;
 
 /// What the normal run takes.
 const PACKETS: u64 = 100_000;
+/// Cases at the same time.
+const WORKERS: usize = 4;
 /// Seed of the normal run.
 const SEED: u64 = 1;
 /// Entries of conntrack: far more than a case makes, so that nothing is evicted.
@@ -56,7 +61,10 @@ fn cases() -> Vec<(PathBuf, Case)> {
     let mut cases: Vec<_> = std::fs::read_dir(&directory)
         .expect("the directory of cases")
         .map(|entry| entry.expect("a readable directory").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "case"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "case")
+        })
         .map(|path| {
             let text = std::fs::read_to_string(&path).expect("a readable case");
             (path, Case::parse(&text))
@@ -84,37 +92,33 @@ fn kernel_and_reference_agree_on_random_packets() {
     let seed = number("DIFFERENTIAL_SEED", SEED);
     let packets = number("DIFFERENTIAL_PACKETS", PACKETS);
     let started = Instant::now();
-    let mut done = 0;
-    let mut met = std::collections::HashMap::new();
-    with_runner(|runner| {
-        let mut cases = 0;
-        while done < packets {
-            let mut random = Random::new(seed, cases);
-            let case = random::case(&mut random);
-            done += random::packets_in(&case);
-            if let Err(found) = runner.run(&case) {
-                let (case, found) = shrink::shrink(runner, case, found);
-                let text = format!(
-                    "# seed {seed}, case {cases}\n# {}\n{}",
-                    found.text.replace('\n', "\n# "),
-                    case.to_text()
-                );
-                panic!(
-                    "kernel and reference disagree; commit this to \
-                     netns-tests/tests/differential/cases/ once it is settled:\n{text}"
-                );
-            }
-            cases += 1;
+    let progress = Progress::default();
+    // A case is mostly waiting, for the kernel to finish with old policies.
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| with_runner(|runner| work(runner, seed, packets, &progress)));
         }
-        met = std::mem::take(&mut runner.met);
-        println!(
-            "seed {seed}: {done} packets in {cases} cases agree, {:.0} packets/s",
-            done as f64 / started.elapsed().as_secs_f64()
-        );
     });
-    let mut rows: Vec<_> = met.iter().collect();
-    rows.sort();
-    for ((verdict, reason), count) in rows {
+    let Progress {
+        cases,
+        done,
+        met,
+        disagreement,
+    } = progress;
+    if let Some(text) = disagreement.into_inner().expect("no worker panics") {
+        panic!(
+            "kernel and reference disagree; commit this to netns-tests/tests/differential/cases/ \
+             once it is settled:\n{text}"
+        );
+    }
+    let done = done.into_inner();
+    println!(
+        "seed {seed}: {done} packets in {} cases agree, {:.0} packets/s",
+        cases.into_inner(),
+        done as f64 / started.elapsed().as_secs_f64()
+    );
+    let met = met.into_inner().expect("no worker panics");
+    for ((verdict, reason), count) in &met {
         let reason = reason.map_or("-", DropReason::as_str);
         println!("{count:>9}  {:<10} {reason}", verdict.as_str());
     }
@@ -123,10 +127,52 @@ fn kernel_and_reference_agree_on_random_packets() {
     }
 }
 
+/// Verdicts and reasons, with how often they were met.
+type Met = BTreeMap<(Verdict, Option<DropReason>), u64>;
+
+/// What the workers share.
+#[derive(Default)]
+struct Progress {
+    cases: AtomicU64,
+    done: AtomicU64,
+    met: Mutex<Met>,
+    disagreement: Mutex<Option<String>>,
+}
+
+/// Runs cases until there are enough packets or one disagrees.
+fn work(runner: &mut Runner<'_>, seed: u64, packets: u64, progress: &Progress) {
+    let is_over = || {
+        progress.done.load(Ordering::Relaxed) >= packets
+            || progress
+                .disagreement
+                .lock()
+                .expect("no worker panics")
+                .is_some()
+    };
+    while !is_over() {
+        let number = progress.cases.fetch_add(1, Ordering::Relaxed);
+        let case = random::case(&mut Random::new(seed, number));
+        progress
+            .done
+            .fetch_add(random::packets_in(&case), Ordering::Relaxed);
+        if let Err(found) = runner.run(&case) {
+            let (case, found) = shrink::shrink(runner, case, found);
+            let text = format!(
+                "# seed {seed}, case {number}\n# {}\n{}",
+                found.text.replace('\n', "\n# "),
+                case.to_text()
+            );
+            *progress.disagreement.lock().expect("no worker panics") = Some(text);
+        }
+    }
+    let mut met = progress.met.lock().expect("no worker panics");
+    for (outcome, count) in &runner.met {
+        *met.entry(*outcome).or_default() += count;
+    }
+}
+
 /// A generator that never reaches a rule proves nothing about it.
-fn assert_everything_happened(
-    met: &std::collections::HashMap<(Verdict, Option<DropReason>), u64>,
-) {
+fn assert_everything_happened(met: &Met) {
     // No policy denies explicitly; the endpoint and its policy are always there; conntrack never
     // refuses.
     let unreachable = [

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aya::maps::{Array, HashMap as BpfMap, Map, MapData, MapError, PerCpuArray};
 use daemon::flow::clock::monotonic_ns;
 use dataplane_common::event::{EventKind, FlowEvent};
-use dataplane_common::stats::{PACKET_STATS_LEN, Verdict, stats_index};
+use dataplane_common::stats::{CpuState, PACKET_STATS_LEN, Verdict, stats_index};
 use dataplane_common::{Direction, DropReason};
 use netns_tests::kernel::Kernel;
 use netns_tests::reference::{Entry, Key, Outcome, Reference, Told};
@@ -25,6 +25,7 @@ const TICK_NS: u64 = 20_000_000;
 type Key4 = [u8; 20];
 type Key6 = [u8; 44];
 type Value = [u8; 64];
+type CpuWords = [u64; size_of::<CpuState>() / 8];
 
 /// A disagreement.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Runner<'k> {
     endpoints: BpfMap<MapData, u32, [u8; 32]>,
     states: Array<MapData, u64>,
     stats: PerCpuArray<MapData, [u64; 2]>,
+    /// Counters of established flows, then memory that only programs use.
+    cpu_state: PerCpuArray<MapData, CpuWords>,
     lost: PerCpuArray<MapData, u64>,
     /// Packets and bytes by index, as they must be.
     counters: Vec<[u64; 2]>,
@@ -81,6 +84,7 @@ impl<'k> Runner<'k> {
             endpoints: open(&pins, "endpoints", Map::HashMap),
             states: open(&pins, "endpoint_states", Map::Array),
             stats: open(&pins, "packet_stats", Map::PerCpuArray),
+            cpu_state: open(&pins, "cpu_state", Map::PerCpuArray),
             lost: open(&pins, "lost_events", Map::PerCpuArray),
             kernel,
             counters: vec![[0; 2]; PACKET_STATS_LEN as usize],
@@ -287,7 +291,9 @@ impl<'k> Runner<'k> {
         }
         let moved = self.moved_counters();
         if !moved.is_empty() {
-            return Err(format!("counters moved besides those of the packets: {moved}"));
+            return Err(format!(
+                "counters moved besides those of the packets: {moved}"
+            ));
         }
         for kind in 0..self.lost.len() {
             let values = self.lost.get(&kind, 0).expect("a readable map");
@@ -327,9 +333,21 @@ impl<'k> Runner<'k> {
 
     fn counter(&self, index: u32) -> [u64; 2] {
         let values = self.stats.get(&index, 0).expect("a readable map");
-        values.iter().fold([0; 2], |sum, value| {
-            [sum[0] + value[0], sum[1] + value[1]]
-        })
+        let mut sum = values
+            .iter()
+            .fold([0; 2], |sum, value| [sum[0] + value[0], sum[1] + value[1]]);
+        // Established flows are counted apart, by direction: those forwarded, then those audited.
+        for (at, verdict) in [(0, Verdict::Forwarded), (4, Verdict::Audit)] {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                if index == stats_index(verdict, direction, 0) {
+                    let at = at + 2 * direction as usize;
+                    for words in self.cpu_state.get(&0, 0).expect("a readable map").iter() {
+                        sum = [sum[0] + words[at], sum[1] + words[at + 1]];
+                    }
+                }
+            }
+        }
+        sum
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -366,10 +384,20 @@ impl<'k> Runner<'k> {
     }
 
     fn clear_conntrack(&mut self) {
-        for key in self.ct4.keys().collect::<Result<Vec<_>, _>>().expect("keys") {
+        for key in self
+            .ct4
+            .keys()
+            .collect::<Result<Vec<_>, _>>()
+            .expect("keys")
+        {
             self.ct4.remove(&key).expect("an entry can be removed");
         }
-        for key in self.ct6.keys().collect::<Result<Vec<_>, _>>().expect("keys") {
+        for key in self
+            .ct6
+            .keys()
+            .collect::<Result<Vec<_>, _>>()
+            .expect("keys")
+        {
             self.ct6.remove(&key).expect("an entry can be removed");
         }
     }
