@@ -11,6 +11,7 @@ mod case;
 mod random;
 mod run;
 mod shrink;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ use run::Runner;
 
 /// What the normal run takes.
 const PACKETS: u64 = 100_000;
+/// A long run says every so many packets that it is alive.
+const MILESTONE: u64 = 500_000;
 /// Cases at the same time.
 const WORKERS: usize = 4;
 /// Seed of the normal run.
@@ -152,9 +155,11 @@ fn work(runner: &mut Runner<'_>, seed: u64, packets: u64, progress: &Progress) {
     while !is_over() {
         let number = progress.cases.fetch_add(1, Ordering::Relaxed);
         let case = random::case(&mut Random::new(seed, number));
-        progress
-            .done
-            .fetch_add(random::packets_in(&case), Ordering::Relaxed);
+        let more = random::packets_in(&case);
+        let before = progress.done.fetch_add(more, Ordering::Relaxed);
+        if before / MILESTONE != (before + more) / MILESTONE {
+            println!("seed {seed}: {} packets begun", before + more);
+        }
         if let Err(found) = runner.run(&case) {
             let (case, found) = shrink::shrink(runner, case, found);
             let text = format!(
