@@ -61,9 +61,8 @@ impl EmptyProgram {
         };
         let fd = bpf(BPF_PROG_LOAD, &attr)?;
         // SAFETY: the kernel just gave this descriptor to us alone.
-        Ok(Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd as i32) },
-        })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Ok(Self { fd })
     }
 
     /// Runs the program on a frame `repeat` times and returns the mean duration.
