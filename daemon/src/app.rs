@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use policy::parse::{PolicySet, parse_files};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -189,9 +189,11 @@ async fn serve(config: &Config, started: Timestamp) -> Result<(), AppError> {
         .await
         .context("reading sockets panicked")?;
     listener_table.send_replace(Arc::new(first_table));
+    let listeners_wanted = Arc::new(Notify::new());
     tasks.spawn(listeners::run(
         registry.estate.clone(),
         listener_table,
+        listeners_wanted.clone(),
         cancel.clone(),
     ));
 
@@ -212,6 +214,7 @@ async fn serve(config: &Config, started: Timestamp) -> Result<(), AppError> {
     let reader = Reader {
         state: controller.watch(),
         listeners: listener_watch.clone(),
+        listeners_wanted,
         hub: hub.clone(),
         addresses: address_sender,
     };

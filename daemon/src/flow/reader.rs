@@ -10,12 +10,13 @@ use flowgraph::direction::ListenerTable;
 use jiff::Timestamp;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::enrich::Enricher;
 use super::hub::FlowHub;
+use super::listeners;
 use crate::controller::ControlState;
 use crate::dataplane::{CtSnapshot, EventReader};
 
@@ -42,6 +43,8 @@ pub struct Reader {
     pub state: watch::Receiver<Arc<ControlState>>,
     /// Listening sockets.
     pub listeners: watch::Receiver<Arc<ListenerTable>>,
+    /// Asks for a new reading of the sockets.
+    pub listeners_wanted: Arc<Notify>,
     /// Records.
     pub hub: Arc<FlowHub>,
     /// Learned addresses.
@@ -98,6 +101,9 @@ impl Reader {
             }
             let first_seen = open.first_seen(event, clock.wall(event.time_ns));
             if let Some(record) = enricher.event(event, first_seen) {
+                if listeners::might_tell(&record) {
+                    self.listeners_wanted.notify_one();
+                }
                 self.hub.publish(record);
             }
         }

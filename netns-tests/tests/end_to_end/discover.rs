@@ -1,8 +1,11 @@
 //! Discover mode: everything passes, and every flow is recorded with its names and its direction.
 
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
 use netns_tests::bed::{ADMIN, Bed, Family, PATIENT, TCP, UDP, ping, tcp, udp};
 use netns_tests::portcullis::{Daemon, Options};
-use testbed::{Outcome, require_root};
+use testbed::{Outcome, require_root, wait_until};
 
 #[test]
 fn everything_passes_and_is_recorded_with_names_and_direction() {
@@ -117,4 +120,31 @@ fn the_graph_has_every_edge_once_and_in_its_direction() {
         })
         .collect();
     assert_eq!(edges, expected);
+}
+
+/// A service opens its socket without any event in the kernel. The first datagram to it asks for the
+/// sockets, so that the next ones have a direction at once and not only after the next reading.
+#[test]
+fn the_first_flow_to_a_socket_opened_late_has_the_sockets_read_again() {
+    require_root!();
+    const LATE: u16 = 4_053;
+    let bed = Bed::new();
+    let daemon = Daemon::start(&bed.lab, Options::new().inventory(bed.inventory()));
+    let server = SocketAddr::new(Family::V4.of(&bed.api), LATE);
+    let bind = |on: &testbed::Workload, local: SocketAddr| {
+        let socket = on.run(|| UdpSocket::bind(local));
+        socket.expect("a namespace").expect("a socket")
+    };
+    let _server = bind(&bed.api, server);
+    let port = LATE.to_string();
+    wait_until(Duration::from_secs(3), "a flow with a direction", || {
+        let client = bind(&bed.web, SocketAddr::new(Family::V4.of(&bed.web), 0));
+        client.send_to(b"hello", server).expect("room to send");
+        let flows = daemon.json(&["flows", "--port", &port, "--direction", "egress"]);
+        flows.as_array().is_some_and(|flows| !flows.is_empty())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:#}", daemon.json(&["flows"])));
+    let flow = daemon.flow(&["--port", &port, "--direction", "egress"]);
+    assert_eq!(flow["source"]["workload"], "web", "{flow}");
+    assert_eq!(flow["destination"]["workload"], "api", "{flow}");
 }
