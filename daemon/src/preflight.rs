@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 
+use crate::workload::netlink;
+
 /// Oldest kernel the programs are built for: ring buffer (5.8), coarse clock helper (5.11), and the
 /// oldest long-term series that has both.
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
@@ -165,7 +167,7 @@ impl Facts {
             socket_dir: writable(socket_dir),
             daemon_running: UnixStream::connect(&places.socket).is_ok(),
             docker: places.docker_socket.as_deref().map(connectable),
-            blind_links: blind_links(Path::new("/sys/class/net")),
+            blind_links: blind_links(),
             bridge_netfilter: trimmed("/proc/sys/net/bridge/bridge-nf-call-iptables").as_deref()
                 == Some("1"),
         }
@@ -376,13 +378,13 @@ fn docker(facts: &Facts, places: &Places) -> Finding {
         Some(Access::Missing) => Finding::warn(
             "docker",
             format!("{path} does not exist: containers get no names and labels"),
-            "start Docker, name another socket with --docker-socket (podman: \
-             /run/podman/podman.sock), or say --no-docker",
+            "start Docker, name another socket with `run --docker-socket` (podman: \
+             /run/podman/podman.sock), or say `run --no-docker`",
         ),
         Some(Access::Refused(cause)) => Finding::warn(
             "docker",
             format!("{path} does not answer: {cause}"),
-            "start Docker, or say --no-docker",
+            "start Docker, or say `run --no-docker`",
         ),
     }
 }
@@ -441,24 +443,33 @@ fn connectable(socket: &Path) -> Access {
     }
 }
 
-/// Interfaces whose `DEVTYPE` says that workloads behind them have no host-side veth.
-fn blind_links(sys_class_net: &Path) -> Vec<(String, String)> {
-    const BLIND: [&str; 3] = ["macvlan", "ipvlan", "netkit"];
-    let Ok(entries) = std::fs::read_dir(sys_class_net) else {
-        return Vec::new();
+/// Interfaces of the calling thread's namespace whose kind says that workloads behind them have no
+/// host-side veth. Asked of the kernel: `/sys/class/net` shows the namespace sysfs was mounted in.
+fn blind_links() -> Vec<(String, String)> {
+    // Callers may be inside an async runtime, where no second one can be driven. A new thread is in
+    // the namespace of the one that starts it.
+    let asked = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(netlink::links_by_kind())
+    });
+    let links = match asked.join() {
+        Ok(Ok(links)) => links,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "interfaces cannot be listed");
+            return Vec::new();
+        }
+        Err(panic) => std::panic::resume_unwind(panic),
     };
-    let mut found: Vec<(String, String)> = entries
-        .flatten()
-        .filter_map(|entry| {
-            let uevent = std::fs::read_to_string(entry.path().join("uevent")).ok()?;
-            let kind = uevent
-                .lines()
-                .find_map(|line| line.strip_prefix("DEVTYPE="))?
-                .to_owned();
-            BLIND
-                .contains(&kind.as_str())
-                .then(|| (entry.file_name().to_string_lossy().into_owned(), kind))
-        })
+    blind(links)
+}
+
+fn blind(links: Vec<(String, String)>) -> Vec<(String, String)> {
+    const BLIND: [&str; 3] = ["macvlan", "ipvlan", "netkit"];
+    let mut found: Vec<_> = links
+        .into_iter()
+        .filter(|(_, kind)| BLIND.contains(&kind.as_str()))
         .collect();
     found.sort();
     found
@@ -559,6 +570,21 @@ mod tests {
                 "{subject} has no way out"
             );
         }
+    }
+
+    #[test]
+    fn only_kinds_without_a_host_side_veth_are_blind() {
+        let link = |name: &str, kind: &str| (name.to_owned(), kind.to_owned());
+        let links = vec![
+            link("nk0", "netkit"),
+            link("br0", "bridge"),
+            link("v-web", "veth"),
+            link("iv0", "ipvlan"),
+        ];
+        assert_eq!(
+            blind(links),
+            vec![link("iv0", "ipvlan"), link("nk0", "netkit")]
+        );
     }
 
     #[test]

@@ -300,8 +300,9 @@ pub async fn follow(
                 None => Problem::new(
                     "docker",
                     format!("there is no socket at {}", sockets[0].display()),
-                    "start the service, name its socket, or switch the source off; plain \
-                     namespaces and the inventory work without",
+                    "start Docker, name another socket with `run --docker-socket` (podman: \
+                     /run/podman/podman.sock), or say `run --no-docker`; plain namespaces and the \
+                     inventory work without",
                 ),
                 Some(socket) => {
                     let error = follow_once(socket, &state, &mut pause).await;

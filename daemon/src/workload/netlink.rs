@@ -291,6 +291,41 @@ impl Netlink {
     }
 }
 
+/// Name and kind of every interface of the calling thread's namespace that has a kind: `veth`,
+/// `bridge`, `macvlan` and so on. Physical interfaces have none.
+///
+/// # Errors
+/// No netlink socket, or the dump fails.
+pub async fn links_by_kind() -> io::Result<Vec<(String, String)>> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let mut links = Vec::new();
+    let mut dump = handle.link().get().execute();
+    while let Some(message) = dump.try_next().await.map_err(io::Error::other)? {
+        links.extend(name_and_kind(&message));
+    }
+    connection.abort();
+    Ok(links)
+}
+
+fn name_and_kind(message: &LinkMessage) -> Option<(String, String)> {
+    let mut name = None;
+    let mut kind = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some((name?, kind?))
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work)
         .await
