@@ -18,7 +18,7 @@ use super::error::Params;
 use super::{Api, ApiError};
 use crate::controller::ControlState;
 use crate::preflight::{self, Finding};
-use crate::workload::model::{Source, WorkloadState};
+use crate::workload::model::{Problem, Source, WorkloadState};
 
 pub(super) async fn readyz(State(api): State<Api>) -> impl IntoResponse {
     if *api.ready.borrow() {
@@ -77,7 +77,10 @@ fn problems(api: &Api, state: &ControlState) -> Vec<String> {
 }
 
 pub(super) async fn workloads(State(api): State<Api>) -> Json<Vec<WorkloadInfo>> {
-    Json(workload_infos(&api.controller.state()))
+    let mut workloads = workload_infos(&api.controller.state());
+    workloads
+        .sort_by(|left, right| (&left.namespace, &left.name).cmp(&(&right.namespace, &right.name)));
+    Json(workloads)
 }
 
 fn workload_infos(state: &ControlState) -> Vec<WorkloadInfo> {
@@ -226,9 +229,8 @@ pub(super) async fn doctor(State(api): State<Api>) -> Result<Json<DoctorInfo>, A
     let mut findings = tokio::task::spawn_blocking(move || preflight::check(&places))
         .await
         .map_err(|error| ApiError::internal(error.to_string()))?;
-    // It is this one that answers on the socket.
-    findings.retain(|finding| finding.subject != preflight::SUBJECT_DAEMON);
     let state = api.controller.state();
+    findings.retain(|finding| !is_known_better(finding, &state.snapshot.problems));
     findings.push(Finding::ok(
         preflight::SUBJECT_DAEMON,
         format!("running, generation {}", state.generation),
@@ -268,6 +270,15 @@ pub(super) async fn doctor(State(api): State<Api>) -> Result<Json<DoctorInfo>, A
     Ok(Json(DoctorInfo { findings }))
 }
 
+/// Whether the running daemon knows more about it than a look from outside: it is itself the one that
+/// answers on the socket, and of what it watches it has findings of its own.
+fn is_known_better(finding: &Finding, problems: &[Problem]) -> bool {
+    finding.subject == preflight::SUBJECT_DAEMON
+        || problems
+            .iter()
+            .any(|problem| problem.subject == finding.subject)
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryQuery {
@@ -294,4 +305,20 @@ pub(super) async fn history(
             })
             .collect(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_watches_itself_is_told_once() {
+        let docker = Finding::warn("docker", "does not exist", "start it");
+        let seen = [Problem::new("docker", "there is no socket", "start it")];
+        assert!(is_known_better(&docker, &seen));
+        assert!(!is_known_better(&docker, &[]));
+        assert!(!is_known_better(&Finding::ok("kernel", "6.12"), &seen));
+        let socket = Finding::fail(preflight::SUBJECT_DAEMON, "another daemon", "stop it");
+        assert!(is_known_better(&socket, &[]));
+    }
 }
