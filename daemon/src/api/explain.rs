@@ -40,6 +40,9 @@ struct End<'a> {
     workload: Option<&'a Workload>,
 }
 
+/// This host, as flow records call it.
+const HOST: &str = "host";
+
 fn explain(state: &ControlState, question: &Question) -> Result<Explanation, ApiError> {
     let from = end(&state.estate, &question.from, "from")?;
     let to = end(&state.estate, &question.to, "to")?;
@@ -54,14 +57,17 @@ fn explain(state: &ControlState, question: &Question) -> Result<Explanation, Api
     let evaluator = Evaluator::new(&state.estate, &state.policies, &modes, state.unselected);
     let mut steps = Vec::new();
     let mut verdict = Verdict::Forwarded;
-    let mut shown_port = String::new();
+    let mut shown_ports = Vec::new();
     for &source in &from.addresses {
         for &destination in &to.addresses {
-            if source.is_ipv4() != destination.is_ipv4() {
+            if !can_talk(source, destination) {
                 continue;
             }
             let (protocol, port) = port(&question.port, to.workload, destination)?;
-            shown_port = show_port(protocol, port);
+            let shown_port = show_port(protocol, port);
+            if !shown_ports.contains(&shown_port) {
+                shown_ports.push(shown_port);
+            }
             let flow = Flow {
                 source,
                 destination,
@@ -82,7 +88,7 @@ fn explain(state: &ControlState, question: &Question) -> Result<Explanation, Api
                     Owner::Workload(workload) => {
                         format!("{}/{}", workload.namespace, workload.name)
                     }
-                    Owner::Host => "host".to_owned(),
+                    Owner::Host => HOST.to_owned(),
                     Owner::World => local.to_string(),
                 };
                 steps.push(ExplanationStep {
@@ -97,9 +103,9 @@ fn explain(state: &ControlState, question: &Question) -> Result<Explanation, Api
             }
         }
     }
-    if shown_port.is_empty() {
+    if shown_ports.is_empty() {
         return Err(ApiError::bad_request(format!(
-            "{} and {} have no addresses of the same family",
+            "{} and {} have no addresses of the same family and scope",
             from.shown, to.shown
         ))
         .hint("`workloads` shows the addresses"));
@@ -114,10 +120,22 @@ fn explain(state: &ControlState, question: &Question) -> Result<Explanation, Api
     Ok(Explanation {
         from: from.shown,
         to: to.shown,
-        port: shown_port,
+        port: shown_ports.join(", "),
         verdict: verdict.as_str().to_owned(),
         steps,
     })
+}
+
+/// Whether a host would send from one address to the other: both of one family, and link-local ones
+/// among themselves (RFC 6724, rule 2).
+fn can_talk(source: IpAddr, destination: IpAddr) -> bool {
+    match (source, destination) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => true,
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            source.is_unicast_link_local() == destination.is_unicast_link_local()
+        }
+        _ => false,
+    }
 }
 
 /// What happens to a flow of which two address pairs are judged differently: the worse.
@@ -166,9 +184,14 @@ fn end<'a>(estate: &'a Estate, text: &str, field: &str) -> Result<End<'a>, ApiEr
             addresses: workload.addresses.clone(),
             workload: Some(workload),
         }),
+        [] if text == HOST => Ok(End {
+            shown: HOST.to_owned(),
+            addresses: estate.host_addresses.clone(),
+            workload: None,
+        }),
         [] => Err(
             ApiError::not_found(format!("{field}: there is no workload `{text}`"))
-                .hint("use a name that `workloads` lists, `namespace/name`, or an address"),
+                .hint("use a name that `workloads` lists, `namespace/name`, `host`, or an address"),
         ),
         _ => Err(
             ApiError::bad_request(format!("{field}: several workloads are called `{text}`")).hint(
@@ -219,11 +242,11 @@ fn port(
             .map_err(|error: policy::model::UnknownProtocol| bad(format!("port: {error}")))?,
         None => Protocol::TCP,
     };
-    if let Ok(number) = left.parse::<u16>() {
-        if number == 0 {
-            return Err(bad("port: 0 is no port".to_owned()));
-        }
-        return Ok((protocol, number));
+    if !left.is_empty() && left.bytes().all(|byte| byte.is_ascii_digit()) {
+        return match left.parse::<u16>() {
+            Ok(number) if number != 0 => Ok((protocol, number)),
+            _ => Err(bad(format!("port: {left} is not between 1 and 65535"))),
+        };
     }
     let named = to.and_then(|workload| {
         workload
@@ -278,6 +301,8 @@ mod tests {
         assert_eq!(ask("icmp", v4), Ok((Protocol::ICMP, 8 << 8)));
         assert_eq!(ask("icmp", v6), Ok((Protocol::ICMPV6, 128 << 8)));
         assert_eq!(ask("icmp/3", v4), Ok((Protocol::ICMP, 3 << 8)));
+        assert!(ask("99999/tcp", v4).unwrap_err().contains("65535"));
+        assert!(ask("https", v4).unwrap_err().contains("called `https`"));
         for bad in [
             "http/udp",
             "nope",
@@ -289,6 +314,19 @@ mod tests {
         ] {
             assert!(ask(bad, v4).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_addresses_that_talk_to_each_other_are_judged() {
+        let asked = |source: &str, destination: &str| {
+            can_talk(source.parse().unwrap(), destination.parse().unwrap())
+        };
+        assert!(asked("10.0.0.2", "192.0.2.1"));
+        assert!(asked("fd00::2", "2001:db8::1"));
+        assert!(asked("fe80::2", "fe80::3"));
+        assert!(!asked("fe80::2", "fd00::3"));
+        assert!(!asked("fd00::2", "fe80::3"));
+        assert!(!asked("10.0.0.2", "fd00::3"));
     }
 
     #[test]
@@ -306,6 +344,12 @@ mod tests {
         );
         let several = end(&estate, "web", "from").err().unwrap();
         assert!(several.body.hint.unwrap().contains("other/web"));
+        let host = Estate {
+            host_addresses: vec!["10.0.0.1".parse().unwrap()],
+            ..Estate::default()
+        };
+        let this = end(&host, "host", "from").unwrap();
+        assert_eq!(this.addresses, host.host_addresses);
         let none = end(&estate, "nobody", "to").err().unwrap();
         assert_eq!(none.status, axum::http::StatusCode::NOT_FOUND);
     }

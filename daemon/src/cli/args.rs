@@ -375,10 +375,10 @@ pub enum SuggestFormat {
 /// `policy explain`.
 #[derive(Clone, Debug, Args)]
 pub struct ExplainArgs {
-    /// Opener: `namespace/workload`, workload name or address.
+    /// Opener: `namespace/workload`, workload name, `host` or address.
     #[arg(long, value_name = "WORKLOAD|IP")]
     pub from: String,
-    /// Responder: `namespace/workload`, workload name or address.
+    /// Responder: `namespace/workload`, workload name, `host` or address.
     #[arg(long, value_name = "WORKLOAD|IP")]
     pub to: String,
     /// Responder's port, e.g. `8080/tcp`, `53/udp`, `http` (a named port), `icmp`.
