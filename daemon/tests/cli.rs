@@ -173,7 +173,7 @@ fn policy_check_needs_no_daemon_and_names_each_mistake() {
         .output()
         .unwrap();
     assert_code(&output, 0);
-    assert_eq!(text(&output.stdout), "1 policies are valid\n");
+    assert_eq!(text(&output.stdout), "1 policy is valid\n");
 
     let bad = dir.path().join("bad.yaml");
     std::fs::write(&bad, GOOD.replace("policyTypes", "policyTipes")).unwrap();

@@ -2,7 +2,6 @@
 
 use flowgraph::record::{FlowFilter, FlowRecord, Opener, Peer};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 use super::args::{FlowsArgs, Format};
 use super::client::{Client, Query};
@@ -58,7 +57,6 @@ fn parse(line: &str) -> Result<FlowRecord, CliError> {
 
 /// One line for people: time, verdict, who, what, why.
 fn describe(record: &FlowRecord) -> String {
-    let time = record.time.to_zoned(TimeZone::system());
     let arrow = match (record.opener, record.is_reply) {
         (Opener::Unknown, _) => "<>",
         (_, Some(true)) => "<-",
@@ -66,7 +64,7 @@ fn describe(record: &FlowRecord) -> String {
     };
     let mut text = format!(
         "{} {:<10} {:<8} {} {arrow} {}",
-        time.strftime("%Y-%m-%d %H:%M:%S%.3f"),
+        record.time.strftime("%Y-%m-%d %H:%M:%S%.3fZ"),
         record.verdict,
         record.event,
         describe_peer(&record.source),
@@ -86,8 +84,9 @@ fn describe(record: &FlowRecord) -> String {
         text.push_str(&format!(" rule {rule}"));
     }
     text.push_str(&format!(
-        " {} packets {} bytes",
-        record.packets, record.bytes
+        " {} {}",
+        output::counted(record.packets, "packet"),
+        output::counted(record.bytes, "byte")
     ));
     if record.observation.lost_events > 0 {
         text.push_str(&format!(
@@ -114,5 +113,24 @@ fn describe_peer(peer: &Peer) -> String {
         (Some(name), Some(address)) => format!("{name} ({address})"),
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_time_in_utc_direction_and_doubt() {
+        let mut record = crate::flow::test_flow(8080);
+        assert_eq!(
+            describe(&record),
+            "2026-01-01 00:00:00.000Z forwarded  new      shop/web (10.0.0.3:40000) -> shop/api \
+             (10.0.0.2:8080) TCP egress 1 packet 60 bytes"
+        );
+        record.is_reply = Some(true);
+        assert!(describe(&record).contains(" <- "));
+        record.opener = Opener::Unknown;
+        assert!(describe(&record).contains(" <> "));
     }
 }

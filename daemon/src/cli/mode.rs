@@ -38,7 +38,7 @@ async fn get(client: &Client, group: Option<&str>, format: Output) -> Result<Exi
                 "waiting for `mode confirm`: {} {}, taken back at {}",
                 pending.group.as_deref().unwrap_or("all groups"),
                 mode_name::of(pending.mode),
-                pending.revert_at
+                super::show::time(pending.revert_at)
             ))?;
         }
         let rows = modes

@@ -140,6 +140,13 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// A count with its noun, for people.
+#[must_use]
+pub fn counted(value: u64, noun: &str) -> String {
+    let s = if value == 1 { "" } else { "s" };
+    format!("{} {noun}{s}", count(value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +157,13 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(1_000), "1,000");
         assert_eq!(count(12_345_678), "12,345,678");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!(counted(0, "packet"), "0 packets");
+        assert_eq!(counted(1, "packet"), "1 packet");
+        assert_eq!(counted(1_500, "packet"), "1,500 packets");
     }
 
     #[test]

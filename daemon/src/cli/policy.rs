@@ -143,8 +143,9 @@ pub(super) fn check(files: &Files, format: Output) -> Result<ExitCode, CliError>
         }
         match (result.errors.len(), result.policies.len()) {
             (0, 0) => output::line("no policy found")?,
+            (0, 1) => output::line("1 policy is valid")?,
             (0, count) => output::line(&format!("{count} policies are valid"))?,
-            (count, _) => output::line(&format!("{count} mistakes"))?,
+            (count, _) => output::line(&output::counted(count as u64, "mistake"))?,
         }
     }
     Ok(if result.errors.is_empty() {

@@ -31,7 +31,7 @@ pub(super) async fn status(client: &Client, format: Output) -> Result<(), CliErr
         ::policy::model::Unselected::Deny => "deny",
         ::policy::model::Unselected::Allow => "allow",
     };
-    let since = status.started.strftime("%Y-%m-%d %H:%M:%SZ");
+    let since = time(status.started);
     let lines = [
         (
             "daemon",
@@ -88,7 +88,7 @@ pub(super) async fn status(client: &Client, format: Output) -> Result<(), CliErr
             "pending     {} {}, taken back at {} unless `mode confirm` comes first",
             pending.group.as_deref().unwrap_or("all groups"),
             mode_name::of(pending.mode),
-            pending.revert_at
+            time(pending.revert_at)
         ))?;
     }
     for problem in &status.problems {
@@ -230,7 +230,8 @@ pub(super) async fn history(client: &Client, limit: u32, format: Output) -> Resu
     ))
 }
 
-fn time(time: Timestamp) -> String {
+/// A moment to the second, in UTC.
+pub(super) fn time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
 }
 
