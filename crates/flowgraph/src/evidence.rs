@@ -75,7 +75,7 @@ impl fmt::Display for PortEvidence {
             if self.openers.inferred > 0 {
                 write!(
                     f,
-                    ", {} opened before the watch began",
+                    ", direction of {} told by listening sockets",
                     self.openers.inferred
                 )?;
             }

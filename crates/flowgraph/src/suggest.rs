@@ -277,8 +277,9 @@ impl Work<'_> {
                 return Err((
                     Reason::NotExpressible,
                     format!(
-                        "NetworkPolicy has no word for {}: it allows TCP, UDP and SCTP by port only",
-                        key.service_name()
+                        "left out: NetworkPolicy allows ports of TCP, UDP and SCTP only, so {} is denied \
+                         wherever policy is enforced",
+                        key.protocol
                     ),
                 ));
             }

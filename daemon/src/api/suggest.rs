@@ -139,7 +139,11 @@ fn allowed(direction: PolicyType, port: &PortEvidence) -> String {
     )
 }
 
+/// What was seen; a rule without any connection of its own says only why it is there.
 fn seen(port: &PortEvidence) -> String {
+    if let (0, Some(note)) = (port.connections, &port.note) {
+        return note.clone();
+    }
     let plural = |count: u64, one: &str| {
         let s = if count == 1 { "" } else { "s" };
         format!("{count} {one}{s}")
@@ -153,8 +157,8 @@ fn seen(port: &PortEvidence) -> String {
     );
     if port.openers.inferred > 0 {
         text.push_str(&format!(
-            ", {} begun before the daemon",
-            plural(port.openers.inferred, "connection")
+            ", direction of {} told by listening sockets",
+            port.openers.inferred
         ));
     }
     if port.lost_events > 0 {
