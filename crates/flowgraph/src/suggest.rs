@@ -250,8 +250,8 @@ impl Work<'_> {
             Passage::Audited => {
                 return no(
                     Reason::AuditOnly,
-                    "policy denies it and only monitor mode let it pass: accept it by learning from \
-                     monitor mode as well",
+                    "policy denies it and only monitor mode let it pass: `policy suggest \
+                     --include-audited` accepts it",
                 );
             }
             Passage::Denied => {
@@ -274,14 +274,11 @@ impl Work<'_> {
                 (protocol, port)
             }
             _ => {
-                return Err((
+                return no(
                     Reason::NotExpressible,
-                    format!(
-                        "left out: NetworkPolicy allows ports of TCP, UDP and SCTP only, so {} is denied \
-                         wherever policy is enforced",
-                        key.protocol
-                    ),
-                ));
+                    "NetworkPolicy allows ports of TCP, UDP and SCTP only, so this is denied wherever \
+                     policy is enforced",
+                );
             }
         };
         if !self.options.learn_suspicious {

@@ -23,37 +23,41 @@ const FORMATS: [&str; 1] = ["networkpolicy"];
 #[serde(deny_unknown_fields)]
 pub(super) struct SuggestQuery {
     group: Option<String>,
+    /// Also what policy denies and only monitor mode let pass.
+    #[serde(default)]
+    audited: bool,
 }
 
 pub(super) async fn suggest_policies(
     State(api): State<Api>,
     Params(query): Params<SuggestQuery>,
 ) -> Result<Json<SuggestionInfo>, ApiError> {
-    Ok(Json(suggestion(&api, query.group).await?))
+    Ok(Json(suggestion(&api, query).await?))
 }
 
-async fn suggestion(api: &Api, group: Option<String>) -> Result<SuggestionInfo, ApiError> {
+async fn suggestion(api: &Api, query: SuggestQuery) -> Result<SuggestionInfo, ApiError> {
     let state = api.controller.state();
-    if let Some(group) = &group
+    if let Some(group) = &query.group
         && !super::status::group_names(&state).contains(group)
     {
         return Err(ApiError::not_found(format!("there is no group `{group}`"))
             .hint("`groups` shows the names"));
     }
+    let options = Options {
+        group: query.group,
+        learn_from_audit: query.audited,
+        ..Options::default()
+    };
     let edges = api.learning.edges().await.ok_or_else(ApiError::stopping)?;
-    tokio::task::spawn_blocking(move || suggest(&edges, &state.estate, group))
+    tokio::task::spawn_blocking(move || suggest(&edges, &state.estate, &options))
         .await
         .map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// Suggests policies that allow exactly what was seen.
 #[must_use]
-pub fn suggest(edges: &[Edge], estate: &Estate, group: Option<String>) -> SuggestionInfo {
-    let options = Options {
-        group,
-        ..Options::default()
-    };
-    let suggestion = learned::suggest(edges, estate, &options);
+pub fn suggest(edges: &[Edge], estate: &Estate, options: &Options) -> SuggestionInfo {
+    let suggestion = learned::suggest(edges, estate, options);
     let annotated: Vec<AnnotatedPolicy> = suggestion.policies.iter().map(annotate).collect();
     let mut left_out: Vec<String> = suggestion.warnings.clone();
     left_out.extend(
@@ -195,7 +199,11 @@ pub(super) async fn export(
         );
     }
     let yaml = if query.learned {
-        suggestion(&api, query.group).await?.yaml
+        let query = SuggestQuery {
+            group: query.group,
+            ..SuggestQuery::default()
+        };
+        suggestion(&api, query).await?.yaml
     } else {
         in_force(&api, query.group.as_deref())?
     };

@@ -417,6 +417,28 @@ async fn the_graph_and_the_suggestion_come_from_learned_flows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_monitor_mode_let_pass_is_suggested_when_asked_for() {
+    let server = serve_shop().await;
+    let mut opened = flow(8080);
+    opened.verdict = flowgraph::record::Verdict::Audit;
+    let mut closed = opened.clone();
+    closed.event = flowgraph::record::Event::Closed;
+    (closed.packets, closed.reply_packets) = (20, 10);
+    (closed.bytes, closed.reply_bytes) = (20_000, 10_000);
+    server.api.hub.publish(opened);
+    server.api.hub.publish(closed);
+    let path = "/api/v1/policies/suggest";
+    let plain: SuggestionInfo = server.get(path).await.unwrap();
+    assert!(plain.rules.is_empty(), "{}", plain.yaml);
+    let way_out = |note: &String| note.contains("--include-audited");
+    assert!(plain.left_out.iter().any(way_out), "{:?}", plain.left_out);
+    let path = format!("{path}?audited=true");
+    let asked: SuggestionInfo = server.get(&path).await.unwrap();
+    assert_eq!(asked.rules.len(), 2, "{}", asked.yaml);
+    assert!(!asked.left_out.iter().any(way_out), "{:?}", asked.left_out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_without_a_daemon_says_how_to_start_one() {
     let dir = tempfile::tempdir().unwrap();
     let client = Client::new(&dir.path().join("none.sock"));

@@ -353,6 +353,9 @@ pub enum PolicyCommand {
         /// Only for this group.
         #[arg(long)]
         group: Option<String>,
+        /// Also allow what the policies in force deny and only monitor mode let pass.
+        #[arg(long)]
+        include_audited: bool,
         /// `yaml` gives documents for `policy apply`; `table` the reasons, rule by rule.
         #[arg(short = 'o', long = "output", value_enum, default_value_t = SuggestFormat::Yaml)]
         output: SuggestFormat,

@@ -38,7 +38,11 @@ pub(super) async fn policy(client: &Client, command: PolicyCommand) -> Result<Ex
         PolicyCommand::Show { name } => show(client, &name).await,
         PolicyCommand::Check { files, output } => check(&files, output),
         PolicyCommand::Explain(args) => explain(client, &args).await,
-        PolicyCommand::Suggest { group, output } => suggest(client, group, output).await,
+        PolicyCommand::Suggest {
+            group,
+            include_audited,
+            output,
+        } => suggest(client, group, include_audited, output).await,
         PolicyCommand::Export(args) => export(client, &args).await,
     }
 }
@@ -200,9 +204,12 @@ async fn explain(client: &Client, args: &ExplainArgs) -> Result<ExitCode, CliErr
 async fn suggest(
     client: &Client,
     group: Option<String>,
+    include_audited: bool,
     format: SuggestFormat,
 ) -> Result<ExitCode, CliError> {
-    let query = Query::new("/api/v1/policies/suggest").with_some("group", group);
+    let query = Query::new("/api/v1/policies/suggest")
+        .with_some("group", group)
+        .with_some("audited", include_audited.then_some("true"));
     let suggestion: SuggestionInfo = client.get(query.as_str()).await?;
     match format {
         SuggestFormat::Json => {
