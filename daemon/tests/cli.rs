@@ -267,3 +267,22 @@ fn run_refuses_a_host_that_is_not_fit_and_touches_nothing() {
     assert!(stderr.contains("hint: "), "{stderr}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn detach_beside_a_running_daemon_needs_force_and_warns() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let _daemon = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let run = |force: &[&str]| {
+        let mut arguments = vec!["detach", "--socket", socket.to_str().unwrap()];
+        arguments.extend(force);
+        command(dir.path(), &arguments).output().unwrap()
+    };
+    let refused = run(&[]);
+    assert_code(&refused, 1);
+    assert!(text(&refused.stderr).contains("--force"));
+    let forced = run(&["--force"]);
+    assert_code(&forced, 0);
+    assert_eq!(text(&forced.stdout), "nothing was attached\n");
+    assert!(text(&forced.stderr).contains("warning: the daemon on"));
+}

@@ -28,7 +28,8 @@ pub(super) fn run(global: &Global, args: RunArgs) -> Result<ExitCode, CliError> 
 }
 
 pub(super) fn detach(global: &Global, args: &DetachArgs) -> Result<ExitCode, CliError> {
-    if !args.force && UnixStream::connect(&global.socket).is_ok() {
+    let daemon_runs = UnixStream::connect(&global.socket).is_ok();
+    if !args.force && daemon_runs {
         return Err(CliError::new(format!(
             "a daemon is running on {}: it would attach again",
             global.socket.display()
@@ -39,6 +40,13 @@ pub(super) fn detach(global: &Global, args: &DetachArgs) -> Result<ExitCode, Cli
         CliError::new(error.to_string())
             .hint("run as root; what is left is below the --bpffs directory")
     })?;
+    if daemon_runs {
+        output::note(&format!(
+            "warning: the daemon on {} goes on and does not know: its status stays as it was, and \
+             its next change attaches again; stop it",
+            global.socket.display()
+        ));
+    }
     let mut removed: Vec<String> = report
         .interfaces
         .iter()
