@@ -39,14 +39,24 @@ pub(super) struct Edge {
 }
 
 impl Graph {
-    /// Edges by name.
-    pub(super) fn named(&self) -> BTreeMap<EdgeName, &Edge> {
+    /// Edges whose direction is known, by name: what rules are made of.
+    pub(super) fn learned(&self) -> BTreeMap<EdgeName, &Edge> {
+        self.named(|edge| edge.is_decided())
+    }
+
+    /// Edges whose direction is not known, by name. No rule is made of them.
+    pub(super) fn undecided(&self) -> BTreeMap<EdgeName, &Edge> {
+        self.named(|edge| !edge.is_decided())
+    }
+
+    fn named(&self, wanted: impl Fn(&Edge) -> bool) -> BTreeMap<EdgeName, &Edge> {
         let label = |id: &str| {
             let node = self.nodes.iter().find(|node| node.id == id);
             node.map_or_else(|| id.to_owned(), |node| node.label.clone())
         };
         self.edges
             .iter()
+            .filter(|edge| wanted(edge))
             .map(|edge| {
                 let name = EdgeName {
                     source: label(&edge.from),
@@ -56,6 +66,12 @@ impl Graph {
                 (name, edge)
             })
             .collect()
+    }
+}
+
+impl Edge {
+    fn is_decided(&self) -> bool {
+        self.openers.certain + self.openers.inferred > 0
     }
 }
 

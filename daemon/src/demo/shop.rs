@@ -324,6 +324,15 @@ pub(super) struct EdgeName {
     pub(super) service: String,
 }
 
+impl EdgeName {
+    /// Whether both are about the same two ends, whoever opened.
+    pub(super) fn joins_the_same(&self, other: &Self) -> bool {
+        let (a, b) = (&self.source, &self.destination);
+        (a, b) == (&other.source, &other.destination)
+            || (b, a) == (&other.source, &other.destination)
+    }
+}
+
 impl std::fmt::Display for EdgeName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
