@@ -15,7 +15,10 @@
 
 mod addr;
 mod conntrack;
+mod control;
 mod event;
+mod fragment;
+mod judge;
 mod maps;
 mod parse;
 mod policy;

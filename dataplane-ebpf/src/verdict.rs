@@ -7,20 +7,22 @@ use aya_ebpf::{helpers::generated::bpf_ktime_get_coarse_ns, programs::TcContext}
 use dataplane_common::{
     Direction, DropReason,
     conntrack::{CtEntry, flags, tcp},
-    endpoint::{self, EndpointState},
+    endpoint::EndpointState,
     event::EventKind,
-    fragment::{FragmentKey, FragmentPorts},
-    policy::{Action, Mode, rule_id},
+    fragment::FragmentKey,
+    policy::rule_id,
     proto,
     stats::{SCRATCH_WORDS, Verdict},
 };
 
 use crate::{
     conntrack::{self, Key},
+    control::{check_addresses, control_traffic, icmp_error},
     event::{self, Details},
-    maps::{CPU_STATE, ENDPOINT_STATES, ENDPOINTS, FRAGMENTS, POLICIES},
+    fragment::{recall_fragment, remember_fragment},
+    judge::{Judgement, effective, judge_flow},
+    maps::{CPU_STATE, ENDPOINT_STATES, ENDPOINTS},
     parse::{self, Fragment, Frame, Packet},
-    policy::{self, Query},
 };
 
 /// A packet in its context: everything the slow path needs, by value. It lives in per-CPU memory
@@ -29,7 +31,7 @@ use crate::{
 pub struct Flow {
     pub packet: Packet,
     pub key: Key,
-    fragment_key: FragmentKey,
+    pub fragment_key: FragmentKey,
     /// Packets this one stands for on the wire (GSO).
     pub segments: u64,
     pub now_ns: u64,
@@ -59,7 +61,7 @@ impl Flow {
     }
 
     #[inline(always)]
-    fn count(&self, verdict: Verdict, reason: u8) {
+    pub fn count(&self, verdict: Verdict, reason: u8) {
         event::count(
             verdict,
             self.direction,
@@ -68,15 +70,6 @@ impl Flow {
             self.l3_len(),
         );
     }
-}
-
-/// What policy says of a flow, before modes.
-#[derive(Clone, Copy)]
-struct Judgement {
-    /// `None`: allowed.
-    objection: Option<DropReason>,
-    rule_id: u32,
-    peer: u32,
 }
 
 #[inline(always)]
@@ -476,135 +469,10 @@ fn opener(flow: &Flow, syn: bool) -> u8 {
     }
 }
 
-/// Judges a flow by its opener. When the opener is a guess, the flow passes if policy allows it in
-/// either orientation: its packets are then those of a connection policy allows.
-#[inline(always)]
-fn judge_flow(flow: &Flow, ct_flags: u8) -> Judgement {
-    let opener_local = ct_flags & flags::OPENER_LOCAL != 0;
-    let first = judge_orientation(flow, opener_local);
-    if first.objection.is_none() || ct_flags & flags::OPENER_UNSURE == 0 {
-        return first;
-    }
-    let other = judge_orientation(flow, !opener_local);
-    if other.objection.is_none() {
-        other
-    } else {
-        first
-    }
-}
-
-/// Asks the endpoint's policy about the flow, opened by the workload (egress) or by the other end
-/// (ingress).
-#[inline(never)]
-fn judge_orientation(flow: &Flow, opener_local: bool) -> Judgement {
-    let packet = &flow.packet;
-    let sender_is_local = flow.is_egress();
-    let remote = if sender_is_local {
-        &packet.destination
-    } else {
-        &packet.source
-    };
-    let peer = policy::identity_of(flow.network, remote);
-    let allowed = |rule_id| Judgement {
-        objection: None,
-        rule_id,
-        peer: peer.identity,
-    };
-
-    let state = EndpointState(flow.state);
-    let Some(meta) = POLICIES.get(state.policy()) else {
-        return Judgement {
-            objection: Some(DropReason::NoPolicy),
-            rule_id: rule_id::NONE,
-            peer: peer.identity,
-        };
-    };
-    if meta.ready == 0 {
-        return Judgement {
-            objection: Some(DropReason::NoPolicy),
-            rule_id: rule_id::NONE,
-            peer: peer.identity,
-        };
-    }
-    if meta.mode == Mode::Discover as u8 {
-        return allowed(rule_id::NONE);
-    }
-    if peer.owner == flow.owner {
-        return allowed(rule_id::SELF_TRAFFIC);
-    }
-    let direction = if opener_local {
-        Direction::Egress
-    } else {
-        Direction::Ingress
-    };
-    let port_be = responder_port(packet, opener_local == sender_is_local);
-    let query = Query::new(
-        state.policy(),
-        meta,
-        direction,
-        peer.identity,
-        packet.header.protocol,
-        port_be,
-    );
-    let best = query.answer();
-    let (action, rule_id) = if best.precedence != 0 {
-        (best.precedence & 3, best.rule_id)
-    } else if opener_local {
-        (u32::from(meta.egress_default), meta.egress_default_rule)
-    } else {
-        (u32::from(meta.ingress_default), meta.ingress_default_rule)
-    };
-    let objection = match Action::from_bits(action) {
-        Some(Action::Allow) => None,
-        Some(Action::Deny) if best.precedence != 0 => Some(DropReason::PolicyDeny),
-        Some(Action::Deny | Action::Redirect) | None => Some(DropReason::PolicyDefaultDeny),
-    };
-    Judgement {
-        objection,
-        rule_id,
-        peer: peer.identity,
-    }
-}
-
-/// The port policy speaks of: the responder's. For ICMP the request's type and code.
-#[inline(always)]
-fn responder_port(packet: &Packet, sender_opened: bool) -> u16 {
-    match packet.header.protocol {
-        proto::ICMP | proto::ICMPV6 => {
-            let kind = match (sender_opened, packet.header.icmp_type) {
-                (false, 0) if packet.header.protocol == proto::ICMP => 8,
-                (false, 129) => 128,
-                (_, kind) => kind,
-            };
-            u16::from_ne_bytes([kind, packet.header.icmp_code])
-        }
-        _ if sender_opened => packet.header.destination_port_be,
-        _ => packet.header.source_port_be,
-    }
-}
-
-/// What policy's word means in the endpoint's mode.
-#[inline(always)]
-fn effective(state: u64, objection: bool) -> Verdict {
-    if !objection {
-        return Verdict::Forwarded;
-    }
-    let mode = match POLICIES.get(EndpointState(state).policy()) {
-        Some(meta) if meta.ready != 0 => meta.mode,
-        // Without a policy nobody has said that passing is right: fail closed.
-        _ => Mode::Protect as u8,
-    };
-    match Mode::from_u8(mode) {
-        Some(Mode::Discover) => Verdict::Forwarded,
-        Some(Mode::Monitor) => Verdict::Audit,
-        Some(Mode::Protect) | None => Verdict::Dropped,
-    }
-}
-
 /// A packet refused for what it is, not for what policy says: dropped in protect, recorded and
 /// passed in monitor, passed in discover.
 #[inline(always)]
-fn refuse(flow: &Flow, reason: DropReason) -> Verdict {
+pub fn refuse(flow: &Flow, reason: DropReason) -> Verdict {
     let verdict = effective(flow.state, true);
     let details = Details {
         kind: EventKind::Denied,
@@ -645,171 +513,6 @@ fn report(flow: &Flow, details: &Details) {
         event::emit(flow, details, None);
     }
     flow.count(details.verdict, details.reason);
-}
-
-/// Address resolution, router solicitation, multicast listener reports and DHCP: what a workload
-/// needs to have a network at all. Returns `None` for everything that policy judges.
-#[inline(always)]
-fn control_traffic(flow: &mut Flow) -> Option<Verdict> {
-    let packet = &flow.packet;
-    let egress = flow.is_egress();
-    let pass = match packet.header.protocol {
-        proto::ICMPV6 => match packet.header.icmp_type {
-            // Neighbour discovery is valid only from the same link (RFC 4861 section 7.1).
-            133 | 135 | 136 => packet.header.hop_limit == 255,
-            // Router advertisement and redirect.
-            134 | 137 if packet.header.hop_limit == 255 => {
-                if egress {
-                    return Some(refuse(flow, DropReason::RouterMessageFromWorkload));
-                }
-                true
-            }
-            // Multicast listener discovery (RFC 2710, RFC 3810).
-            130..=132 | 143 => packet.header.hop_limit == 1,
-            _ => false,
-        },
-        // IGMP never leaves the link (RFC 3376 section 4).
-        proto::IGMP => {
-            packet.header.hop_limit == 1 && packet.destination.is_multicast_or_broadcast()
-        }
-        // ICMP redirect (RFC 792): only routers send it.
-        proto::ICMP if packet.header.icmp_type == 5 && egress => {
-            return Some(refuse(flow, DropReason::RouterMessageFromWorkload));
-        }
-        // DHCP (RFC 2131) and DHCPv6 (RFC 8415), between client and server ports only.
-        proto::UDP => {
-            let source = u16::from_be(packet.header.source_port_be);
-            let destination = u16::from_be(packet.header.destination_port_be);
-            let to_server =
-                (source, destination) == (68, 67) || (source, destination) == (546, 547);
-            let to_client =
-                (source, destination) == (67, 68) || (source, destination) == (547, 546);
-            (egress && to_server && packet.destination.is_multicast_or_broadcast())
-                || (!egress && to_client)
-        }
-        _ => false,
-    };
-    if !pass {
-        return None;
-    }
-    if flow.packet.header.fragment == Fragment::First {
-        remember_fragment(flow);
-    }
-    flow.count(Verdict::Forwarded, 0);
-    Some(Verdict::Forwarded)
-}
-
-/// An ICMP error passes if it is about a flow of this workload that passes (RFC 5927 section 4.1:
-/// check the inner packet against known state).
-#[inline(always)]
-fn icmp_error(ctx: &TcContext, flow: &mut Flow) -> Verdict {
-    let inner = match parse::parse_inner(ctx, &flow.packet) {
-        Ok(inner) => inner,
-        Err(reason) => return refuse(flow, reason),
-    };
-    flow.key.set_inner(flow.endpoint, flow.is_egress(), &inner);
-    // It tells the sender of the packet it is about, and nobody else: whoever may send errors to
-    // anyone may send anything to anyone.
-    if !flow.packet.destination.equals(&inner.source) {
-        return refuse(flow, DropReason::IcmpErrorUnrelated);
-    }
-    let Some(entry) = flow.key.entry() else {
-        return refuse(flow, DropReason::IcmpErrorUnrelated);
-    };
-    // SAFETY: as in `judge`; only read here.
-    let entry = unsafe { &*entry };
-    if entry.verdict == Verdict::Dropped as u8
-        || conntrack::expired(entry, inner.protocol, flow.now_ns)
-    {
-        return refuse(flow, DropReason::IcmpErrorUnrelated);
-    }
-    // A flow not judged since the last change says nothing about the policy in force; its next
-    // packet will. Until then the error waits for the sender's retransmission.
-    if entry.stamp != flow.state && effective(flow.state, true) == Verdict::Dropped {
-        return refuse(flow, DropReason::IcmpErrorUnrelated);
-    }
-    flow.count(Verdict::Forwarded, 0);
-    Verdict::Forwarded
-}
-
-/// Whether the workload's side of the packet is known to be this workload (it may be nobody, in a
-/// packet to it), or why it cannot be.
-#[inline(always)]
-fn check_addresses(flow: &Flow) -> Result<bool, DropReason> {
-    let packet = &flow.packet;
-    if packet.source.is_no_source() {
-        return Err(DropReason::MartianAddress);
-    }
-    if !flow.is_egress() {
-        return match policy::owner(flow.network, &packet.destination) {
-            Some(owner) if owner.owner != flow.owner => Err(DropReason::NotForWorkload),
-            owner => Ok(owner.is_some()),
-        };
-    }
-    match policy::owner(flow.network, &packet.source) {
-        Some(owner) if owner.owner == flow.owner => Ok(true),
-        Some(_) => Err(DropReason::SourceSpoofed),
-        None if flow.endpoint_flags & endpoint::flags::LEARN_ADDRESSES != 0 => {
-            let details = Details {
-                kind: EventKind::AddressSeen,
-                verdict: Verdict::Forwarded,
-                reason: 0,
-                ct_flags: 0,
-                rule_id: rule_id::NONE,
-                peer: 0,
-            };
-            event::emit(flow, &details, None);
-            Ok(true)
-        }
-        // The kernel makes link-local addresses by itself, after the daemon looked.
-        None if packet.source.is_v6_link_local() => Ok(true),
-        None => Err(DropReason::SourceSpoofed),
-    }
-}
-
-#[inline(always)]
-fn set_fragment_key(flow: &mut Flow) {
-    flow.fragment_key = FragmentKey {
-        endpoint: flow.endpoint,
-        id: flow.packet.header.fragment_id,
-        source: flow.packet.source.bytes(),
-        destination: flow.packet.destination.bytes(),
-        protocol: flow.packet.header.protocol,
-        _pad: [0; 3],
-    };
-}
-
-/// Notes the ports of a first fragment that passed.
-#[inline(always)]
-fn remember_fragment(flow: &mut Flow) {
-    set_fragment_key(flow);
-    let ports = FragmentPorts {
-        source_port_be: flow.packet.header.source_port_be,
-        destination_port_be: flow.packet.header.destination_port_be,
-    };
-    // A full map costs later fragments their verdict, never the reverse: LRU evicts, and a fragment
-    // without its first is refused.
-    let _ = FRAGMENTS.insert(&flow.fragment_key, ports, 0);
-}
-
-/// Fills in the ports of a later fragment; false when its first was not seen passing.
-#[inline(always)]
-fn recall_fragment(flow: &mut Flow) -> bool {
-    set_fragment_key(flow);
-    // SAFETY: copied at once.
-    let Some(ports) = (unsafe { FRAGMENTS.get(&flow.fragment_key) }) else {
-        return false;
-    };
-    flow.packet.header.source_port_be = ports.source_port_be;
-    flow.packet.header.destination_port_be = ports.destination_port_be;
-    if flow.packet.header.protocol == proto::TCP {
-        flow.packet.header.tcp_flags = tcp::ACK;
-    } else if matches!(flow.packet.header.protocol, proto::ICMP | proto::ICMPV6) {
-        let [kind, code] = ports.destination_port_be.to_ne_bytes();
-        flow.packet.header.icmp_type = kind;
-        flow.packet.header.icmp_code = code;
-    }
-    true
 }
 
 #[inline(always)]
